@@ -1,0 +1,141 @@
+//! Where the kernel keeps what we read: filled by the daemon from the running kernel's BTF.
+//!
+//! rustc emits no CO-RE relocations, so offsets are data: one read-only global, which the verifier sees as
+//! constants. What a newcomer would get wrong: [`UNAVAILABLE`] is no offset; every accessor checks for it,
+//! and the verifier then drops the read.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The field does not exist in this kernel, or is ambiguous.
+pub const UNAVAILABLE: u32 = u32::MAX;
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $field:ident = $ty:literal . $path:literal),+ $(,)?) => {
+        /// Byte offsets; for a bit-field, of the byte that holds it.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        pub struct Offsets {
+            $($(#[$doc])* pub $field: u32,)+
+        }
+
+        impl Offsets {
+            /// Nothing is known.
+            pub const UNKNOWN: Offsets = Offsets { $($field: UNAVAILABLE,)+ };
+
+            /// Name, BTF struct and member path of each field, in order.
+            pub const FIELDS: &'static [(&'static str, &'static str, &'static str)] =
+                &[$((stringify!($field), $ty, $path),)+];
+        }
+    };
+}
+
+offsets! {
+    /// `sock_common.skc_daddr`: remote IPv4 address.
+    skc_daddr = "sock_common"."skc_daddr",
+    /// `sock_common.skc_rcv_saddr`: local IPv4 address.
+    skc_rcv_saddr = "sock_common"."skc_rcv_saddr",
+    /// `sock_common.skc_dport`: remote port, network order.
+    skc_dport = "sock_common"."skc_dport",
+    /// `sock_common.skc_num`: local port, host order.
+    skc_num = "sock_common"."skc_num",
+    /// `sock_common.skc_family`.
+    skc_family = "sock_common"."skc_family",
+    /// `sock_common.skc_state`.
+    skc_state = "sock_common"."skc_state",
+    /// `sock_common.skc_net.net`.
+    skc_net = "sock_common"."skc_net.net",
+    /// `sock_common.skc_v6_daddr`.
+    skc_v6_daddr = "sock_common"."skc_v6_daddr",
+    /// `sock_common.skc_v6_rcv_saddr`.
+    skc_v6_rcv_saddr = "sock_common"."skc_v6_rcv_saddr",
+    /// `sock_common.skc_cookie`: 0 until somebody asked for it.
+    skc_cookie = "sock_common"."skc_cookie",
+    /// `net.ns.inum`.
+    net_ns_inum = "net"."ns.inum",
+    /// `sock.sk_err`.
+    sk_err = "sock"."sk_err",
+    /// `sock.sk_err_soft`.
+    sk_err_soft = "sock"."sk_err_soft",
+    /// `sock.sk_protocol`.
+    sk_protocol = "sock"."sk_protocol",
+    /// `sock.sk_socket`.
+    sk_socket = "sock"."sk_socket",
+    /// `sock.sk_ack_backlog`: length of the accept queue of a listener.
+    sk_ack_backlog = "sock"."sk_ack_backlog",
+    /// `sock.sk_max_ack_backlog`: its limit.
+    sk_max_ack_backlog = "sock"."sk_max_ack_backlog",
+    /// `inet_sock.inet_sport`: local port, network order.
+    inet_sport = "inet_sock"."inet_sport",
+    /// `inet_connection_sock.icsk_retransmits`.
+    icsk_retransmits = "inet_connection_sock"."icsk_retransmits",
+    /// `inet_connection_sock.icsk_accept_queue.rskq_accept_tail`: the youngest child of a listener.
+    icsk_accept_tail = "inet_connection_sock"."icsk_accept_queue.rskq_accept_tail",
+    /// `tcp_sock.srtt_us`, eight times the smoothed round-trip time.
+    srtt_us = "tcp_sock"."srtt_us",
+    /// `tcp_sock.rcv_nxt`.
+    rcv_nxt = "tcp_sock"."rcv_nxt",
+    /// `tcp_sock.snd_una`.
+    snd_una = "tcp_sock"."snd_una",
+    /// `tcp_sock.write_seq`.
+    write_seq = "tcp_sock"."write_seq",
+    /// `tcp_sock.bytes_acked`.
+    bytes_acked = "tcp_sock"."bytes_acked",
+    /// `tcp_sock.bytes_received`.
+    bytes_received = "tcp_sock"."bytes_received",
+    /// `tcp_sock.fastopen_rsk`: not null while Fast Open made a child before the final ACK.
+    fastopen_rsk = "tcp_sock"."fastopen_rsk",
+    /// Byte with `tcp_sock.syn_data`, `syn_fastopen` and `syn_data_acked`.
+    syn_data = "tcp_sock"."syn_data",
+    /// Byte with `tcp_sock.rx_opt.tstamp_ok`, `wscale_ok` and `sack_ok`.
+    rx_opt_tstamp_ok = "tcp_sock"."rx_opt.tstamp_ok",
+    /// Byte with `tcp_sock.rx_opt.snd_wscale` and `rcv_wscale`.
+    rx_opt_snd_wscale = "tcp_sock"."rx_opt.snd_wscale",
+    /// `tcp_sock.rx_opt.mss_clamp`.
+    rx_opt_mss_clamp = "tcp_sock"."rx_opt.mss_clamp",
+    /// `request_sock.num_retrans`.
+    req_num_retrans = "request_sock"."num_retrans",
+    /// Byte with `request_sock.num_timeout` (bits 1-7 where it shares with `syncookie`).
+    req_num_timeout = "request_sock"."num_timeout",
+    /// `request_sock.rsk_listener`.
+    req_listener = "request_sock"."rsk_listener",
+    /// `request_sock.sk`: the child.
+    req_child = "request_sock"."sk",
+    /// Byte with `inet_request_sock.acked`: TCP_DEFER_ACCEPT swallowed a bare ACK.
+    ireq_acked = "inet_request_sock"."acked",
+    /// `tcp_request_sock.snt_synack`: first SYN-ACK, microseconds of CLOCK_MONOTONIC.
+    treq_snt_synack = "tcp_request_sock"."snt_synack",
+    /// `tcp_request_sock.rcv_isn`.
+    treq_rcv_isn = "tcp_request_sock"."rcv_isn",
+    /// `tcp_request_sock.snt_isn`.
+    treq_snt_isn = "tcp_request_sock"."snt_isn",
+    /// `sk_buff.cb`.
+    skb_cb = "sk_buff"."cb",
+    /// `tcp_skb_cb.tcp_flags`: its low byte.
+    tcp_cb_flags = "tcp_skb_cb"."tcp_flags",
+    /// `socket.sk`.
+    socket_sk = "socket"."sk",
+    /// `socket.type`: of no width that every kernel shares; read as two bytes.
+    socket_type = "socket"."type",
+    /// `socket_alloc.vfs_inode.i_ino`, relative to the socket that stands first in it.
+    socket_inode = "socket_alloc"."vfs_inode.i_ino",
+    /// `task_struct.files`.
+    task_files = "task_struct"."files",
+    /// `files_struct.fdt`.
+    files_fdt = "files_struct"."fdt",
+    /// `fdtable.fd`.
+    fdt_fd = "fdtable"."fd",
+    /// `fdtable.max_fds`.
+    fdt_max_fds = "fdtable"."max_fds",
+    /// `file.private_data`.
+    file_private_data = "file"."private_data",
+    /// `file.f_op`.
+    file_f_op = "file"."f_op",
+}
+
+impl Default for Offsets {
+    fn default() -> Self {
+        Offsets::UNKNOWN
+    }
+}
+
+crate::pod!(Offsets);
