@@ -1,1 +1,5 @@
-//! The daemon as a library.
+//! The daemon as a library: kernel events in, handshake records out.
+
+pub mod kernel;
+pub mod model;
+pub mod source;

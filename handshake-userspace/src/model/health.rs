@@ -1,0 +1,77 @@
+//! The accounting: what was seen, what is open, what was lost and where.
+//!
+//! What a newcomer would get wrong: the sums must close. seen = established + failed + in_flight, and every
+//! place where something can die has a number of its own here.
+
+use std::collections::BTreeMap;
+
+use super::outcome::Outcome;
+
+/// The tracker's part of the accounting.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrackerCounts {
+    /// Handshakes that we began to follow.
+    pub seen: u64,
+    /// Ended well.
+    pub established: u64,
+    /// Ended otherwise, `incomplete` included.
+    pub failed: u64,
+    /// Still open.
+    pub in_flight: u64,
+    /// Of `failed`: those where we lost sight.
+    pub incomplete: u64,
+    /// Events for a socket that we did not know, and that could not begin a handshake.
+    pub unmatched: u64,
+    /// Handshakes that found the table full.
+    pub table_full: u64,
+    /// Observations that came later than the ordering window allows.
+    pub late: u64,
+    /// Children whose `accept` record is still to come.
+    pub queued: u64,
+}
+
+/// The whole of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// The tracker's part.
+    pub tracker: TrackerCounts,
+    /// The kernel side's counters, summed over CPUs, by name.
+    pub kernel: BTreeMap<&'static str, u64>,
+    /// Lost events by CPU: ring buffer full.
+    pub ring_full_by_cpu: BTreeMap<u32, u64>,
+    /// Hits of our programs that the kernel skipped, summed; absent before 5.12.
+    pub missed_probes: Option<u64>,
+    /// Events that could not be decoded.
+    pub undecodable: u64,
+    /// Events of a kind that this version doesn't know.
+    pub unknown_kind: u64,
+    /// Records that a sink could not take.
+    pub sink_dropped: u64,
+    /// Server records that a filter by process could not judge: nobody ever accepted.
+    pub filtered_unknown: u64,
+    /// Records that reached the sinks, by outcome.
+    pub outcomes: BTreeMap<&'static str, u64>,
+}
+
+impl Health {
+    /// Everything that was lost, in events or handshakes.
+    pub fn lost(&self) -> u64 {
+        let kernel: u64 = self
+            .kernel
+            .iter()
+            .filter(|(name, _)| !matches!(**name, "submitted" | "filtered"))
+            .map(|(_, count)| *count)
+            .sum();
+        kernel
+            + self.missed_probes.unwrap_or(0)
+            + self.undecodable
+            + self.sink_dropped
+            + self.tracker.table_full
+            + self.tracker.late
+    }
+
+    /// Counts one outcome under its name.
+    pub fn count_outcome(&mut self, name: &'static str, _outcome: Outcome) {
+        *self.outcomes.entry(name).or_default() += 1;
+    }
+}

@@ -1,0 +1,130 @@
+//! How a handshake ended, on what evidence, and the marks that qualify it: the closed lists of docs/EVENTS.md.
+//!
+//! What a newcomer would get wrong: `Incomplete` is about us (we lost sight), never about the network.
+
+/// Which side of the connection this socket was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Active open: it sent the first SYN.
+    Client,
+    /// Passive open: a listener received the SYN.
+    Server,
+    /// Both ends sent a SYN (RFC 9293 section 3.5, figure 7).
+    Simultaneous,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The three segments were exchanged.
+    Established,
+    /// Our SYN was answered by RST.
+    Refused,
+    /// SYNs (or, for a server, SYN-ACKs) stayed unanswered until the kernel gave up.
+    TimedOut,
+    /// An ICMP or the route said: host unreachable (EHOSTUNREACH).
+    HostUnreachable,
+    /// An ICMP or the route said: network unreachable (ENETUNREACH).
+    NetUnreachable,
+    /// A RST ended it half open (server), or ended it in another way than refusal (client).
+    Reset,
+    /// The application closed its socket in SYN-SENT.
+    Cancelled,
+    /// connect() failed on this host before any SYN left.
+    LocalError,
+    /// The connection was made, and died in the accept queue unaccepted.
+    NeverAccepted,
+    /// We lost sight of it.
+    Incomplete,
+}
+
+impl Outcome {
+    /// Whether this is anything but a good connection.
+    pub fn is_failure(self) -> bool {
+        self != Outcome::Established
+    }
+}
+
+/// What an outcome rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EvidenceKind {
+    /// The socket's state became ESTABLISHED.
+    StateEstablished,
+    /// A RST for this socket was received.
+    ResetReceived,
+    /// `sk_err` named the error when the socket went to CLOSED; no RST was seen (ICMP, firewall).
+    SocketError,
+    /// The kernel's retransmission timer gave up (`ETIMEDOUT`).
+    RetransmitTimeout,
+    /// The socket was closed in SYN-SENT with no error on it.
+    ClosedInSynSent,
+    /// connect() returned this errno.
+    ConnectReturned,
+    /// The SYN-ACK timer dropped the request sock.
+    SynAckTimeout,
+    /// The request sock was dropped, and no hook said why.
+    RequestDropped,
+    /// The child was destroyed in the accept queue.
+    ChildDestroyed,
+    /// Events were lost while this handshake was open.
+    EventsLost,
+    /// It was open for longer than any kernel timer, and nothing more came.
+    NothingMoreSeen,
+    /// The program stopped while it was open.
+    StoppedWatching,
+    /// The tracker's table was full.
+    TableFull,
+}
+
+/// What an outcome rests on, with the numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// What it is.
+    pub kind: EvidenceKind,
+    /// The errno that the socket or the call had.
+    pub errno: Option<u32>,
+    /// SYNs sent (client), the first one included.
+    pub syns: Option<u32>,
+    /// SYN-ACKs sent (server), the first one included.
+    pub syn_acks: Option<u32>,
+}
+
+/// Marks that qualify a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Flag {
+    /// One of the daemon's own sockets.
+    Own,
+    /// An AF_INET6 socket that spoke to an IPv4-mapped address.
+    V4Mapped,
+    /// Made from a SYN cookie: no request sock, SYN time and options degraded.
+    SynCookie,
+    /// Fast Open took part.
+    FastOpen,
+    /// Both ends sent a SYN.
+    SimultaneousOpen,
+    /// TCP_DEFER_ACCEPT held the child back until data came.
+    DeferAccept,
+    /// A RST hit the child in the accept queue; accept() returned it all the same.
+    ResetInQueue,
+    /// It had begun before we watched.
+    SeenLate,
+    /// connect() had returned before the handshake ended (non-blocking, or its own time-out).
+    NonBlocking,
+    /// The kernel side had no room for the SYN's time: latency starts at the SYN-ACK.
+    SynTimeLost,
+    /// Events of this CPU were lost while it was open; a detail may be missing.
+    EventsLost,
+}
+
+/// What became of a child that was still queued when its handshake record was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AcceptOutcome {
+    /// accept() took it.
+    Accepted,
+    /// It died unaccepted.
+    NeverAccepted,
+    /// accept() took it after a RST had hit it.
+    ResetInQueue,
+    /// We stopped watching, or lost sight.
+    Incomplete,
+}

@@ -1,0 +1,53 @@
+//! Where events come from: the ring buffer of the running kernel, or a recording.
+//!
+//! What a newcomer would get wrong: a source hands on raw bytes and clocks, unjudged. Whether they make
+//! sense is `decode`'s business, so that a recording keeps even what we could not decode.
+
+pub mod ring_buffer;
+
+use bytes::Bytes;
+
+use crate::model::observation::ClockAnchor;
+
+/// One thing that a source gives, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceItem {
+    /// A record of the ring buffer, copied out once; clones are cheap.
+    Event(Bytes),
+    /// Time passes: CLOCK_MONOTONIC, nanoseconds.
+    Tick {
+        /// Now.
+        now_ns: u64,
+    },
+    /// The clocks read together, again every few seconds.
+    Anchor(ClockAnchor),
+}
+
+/// Something that gives events.
+pub trait EventSource {
+    /// Waits until there is something, and appends it to `batch`. `Ok(false)`: nothing will ever come again.
+    /// Cancel safe: what was not appended is given by the next call.
+    fn next_batch(
+        &mut self,
+        batch: &mut Vec<SourceItem>,
+    ) -> impl Future<Output = Result<bool, SourceError>> + Send;
+
+    /// Appends what is there already, without waiting: the last words at shutdown.
+    fn drain(&mut self, batch: &mut Vec<SourceItem>) -> Result<(), SourceError>;
+}
+
+/// Why a source can give no more.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The ring buffer could not be polled.
+    #[error("the ring buffer cannot be read: {0}")]
+    RingBuffer(std::io::Error),
+    /// A recording could not be read.
+    #[error("the recording is damaged at byte {offset}: {problem}")]
+    Recording {
+        /// Where.
+        offset: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
