@@ -6,6 +6,8 @@
 //! What one would get wrong: the message is one line, not the first of many. A stack of errors from three package
 //! managers is what a newcomer cannot read.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot make its machine has to fail")]
+
 use std::{
     fs,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
@@ -77,8 +79,8 @@ impl Machine {
         self
     }
 
-    /// Anybody but root.
-    fn as_somebody(mut self) -> Self {
+    /// Not by root.
+    fn used_by_nobody(mut self) -> Self {
         self.user = Some(NOBODY);
         self
     }
@@ -157,7 +159,7 @@ fn no_network_is_said_once_with_both_ways_that_were_tried() {
 #[test]
 fn neither_root_nor_sudo_names_the_command_to_run_by_hand() {
     let machine =
-        Machine::bare().with_program("apt-get", "exit 0").with_program("apt-cache", KNOWS_RUST).as_somebody();
+        Machine::bare().with_program("apt-get", "exit 0").with_program("apt-cache", KNOWS_RUST).used_by_nobody();
     let message = machine.message(&["setup"]);
     assert!(message.contains("needs root, and there is no sudo here"), "{message}");
     assert!(message.contains("apt-get install") && message.contains("rustc-web"), "{message}");
@@ -169,7 +171,7 @@ fn a_refused_sudo_is_reported_with_what_it_said() {
         .with_program("apt-get", "exit 0")
         .with_program("apt-cache", KNOWS_RUST)
         .with_program("sudo", "echo 'sudo: a password is required' >&2; exit 1")
-        .as_somebody();
+        .used_by_nobody();
     assert!(machine.message(&["setup"]).contains("a password is required"));
 }
 
@@ -177,7 +179,7 @@ fn a_refused_sudo_is_reported_with_what_it_said() {
 fn read_only_target_folder_is_found_before_anything_is_installed() {
     let machine = Machine::bare()
         .with_program("rustup", "case \"$1\" in which) exit 1;; esac; touch \"$0.was-asked\"")
-        .as_somebody();
+        .used_by_nobody();
     let target = machine.path("target");
     fs::set_permissions(&target, fs::Permissions::from_mode(0o555)).unwrap();
     let message = machine.message(&["setup"]);
@@ -261,7 +263,7 @@ fn tracing_without_root_and_sudo_says_what_to_run() {
         .with_system_compiler("1.96.0", "22.1.8")
         .with_linker()
         .with_program("cargo", "exit 0")
-        .as_somebody();
+        .used_by_nobody();
     let message = machine.message(&["run", "--", "trace"]);
     assert!(message.contains("tracing needs root"), "{message}");
     assert!(message.contains("release/handshake"), "{message}");
