@@ -158,8 +158,10 @@ fn no_network_is_said_once_with_both_ways_that_were_tried() {
 
 #[test]
 fn neither_root_nor_sudo_names_the_command_to_run_by_hand() {
-    let machine =
-        Machine::bare().with_program("apt-get", "exit 0").with_program("apt-cache", KNOWS_RUST).used_by_nobody();
+    let machine = Machine::bare()
+        .with_program("apt-get", "exit 0")
+        .with_program("apt-cache", KNOWS_RUST)
+        .used_by_nobody();
     let message = machine.message(&["setup"]);
     assert!(message.contains("needs root, and there is no sudo here"), "{message}");
     assert!(message.contains("apt-get install") && message.contains("rustc-web"), "{message}");
