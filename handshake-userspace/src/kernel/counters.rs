@@ -32,7 +32,8 @@ unsafe impl Sync for KernelCounters {}
 impl KernelCounters {
     /// Maps the counters of a loaded object.
     pub(super) fn map(ebpf: &Ebpf, cpus: usize) -> Result<Self, StartError> {
-        let failed = |problem: String| StartError::Failed(format!("the counters cannot be mapped: {problem}"));
+        let failed =
+            |problem: String| StartError::Failed(format!("the counters cannot be mapped: {problem}"));
         let Some(Map::Array(data)) = ebpf.map("COUNTERS") else {
             return Err(failed("the object has no array COUNTERS".to_owned()));
         };
@@ -41,10 +42,9 @@ impl KernelCounters {
         let descriptor = data.fd();
         // SAFETY: a fresh read-only shared mapping of a map that is at least this large (the kernel rounds
         // the size of a mappable array up to whole pages); nothing else uses the address.
-        let mapping = unsafe {
-            mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, descriptor, 0)
-        }
-        .map_err(|error| failed(error.to_string()))?;
+        let mapping =
+            unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, descriptor, 0) }
+                .map_err(|error| failed(error.to_string()))?;
         let mapping = NonNull::new(mapping).ok_or_else(|| failed("null".to_owned()))?;
         Ok(KernelCounters { mapping, bytes, cpus, fdinfo: Vec::new() })
     }

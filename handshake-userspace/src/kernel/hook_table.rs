@@ -40,7 +40,7 @@ pub struct Program {
 }
 
 /// Where a program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// At the entry of a kernel function, by trampoline.
     Fentry(&'static str),

@@ -42,8 +42,8 @@ pub fn kernel_memory_is_locked() -> bool {
 
 /// The root of the cgroup v2 hierarchy, open, or why it can't be had.
 pub fn cgroup_root() -> Result<File, String> {
-    let mounts =
-        fs::read_to_string("/proc/self/mountinfo").map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
     let path = cgroup2_mount(&mounts).ok_or("no cgroup v2 hierarchy is mounted")?;
     let root = File::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let inode = root.metadata().map_err(|error| format!("{}: {error}", path.display()))?.ino();

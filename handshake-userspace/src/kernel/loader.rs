@@ -11,8 +11,8 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, Map, MapData, RingBuf},
     programs::{
-        BtfTracePoint, CgroupAttachMode, FEntry, FExit, KProbe, Program as LoadedProgram, ProgramError, SockOps,
-        TracePoint,
+        BtfTracePoint, CgroupAttachMode, FEntry, FExit, KProbe, Program as LoadedProgram, ProgramError,
+        SockOps, TracePoint,
     },
 };
 use handshake_common::{event::Attach, offsets::Offsets};
@@ -25,7 +25,8 @@ use super::{
     host,
     object::object,
     offsets::{self, ResolvedOffsets},
-    snapshot, sweep::Sweeper,
+    snapshot,
+    sweep::Sweeper,
 };
 use crate::source::ring_buffer::{RingBufferSource, monotonic_ns};
 
@@ -88,7 +89,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         locked_down: locked,
         cpus,
         sweeper,
-        programs: ebpf,
+        _programs: ebpf,
     })
 }
 
@@ -163,7 +164,8 @@ fn tell_kernel_side(ebpf: &mut Ebpf, hooks: &[HookStatus]) -> Result<(), StartEr
         u32::from(is_probe(attached("connect_called"))) | u32::from(syn_is_seen) << 1,
         0,
     ];
-    let failed = |problem: String| StartError::Failed(format!("the kernel side cannot be told its mode: {problem}"));
+    let failed =
+        |problem: String| StartError::Failed(format!("the kernel side cannot be told its mode: {problem}"));
     let map: &mut Map = ebpf.map_mut("RUNTIME").ok_or_else(|| failed("no map RUNTIME".to_owned()))?;
     let mut array: Array<&mut MapData, [u32; 4]> =
         Array::try_from(map).map_err(|error| failed(error.to_string()))?;
@@ -183,19 +185,11 @@ struct Attacher<'a> {
     attached: HashSet<(&'static str, Place)>,
     /// Hooks that failed and that worked, by mode.
     record: HashMap<Attach, (usize, usize)>,
-    loaded: HashSet<&'static str>,
 }
 
 impl<'a> Attacher<'a> {
     fn new(btf: &'a Btf, choice: AttachChoice, locked: bool) -> Self {
-        Attacher {
-            btf,
-            choice,
-            locked,
-            attached: HashSet::new(),
-            record: HashMap::new(),
-            loaded: HashSet::new(),
-        }
+        Attacher { btf, choice, locked, attached: HashSet::new(), record: HashMap::new() }
     }
 
     fn attach(&mut self, ebpf: &mut Ebpf, hook: &'static Hook) -> HookStatus {
@@ -206,11 +200,16 @@ impl<'a> Attacher<'a> {
             tried: Vec::new(),
             without_it: hook.without_it,
         };
-        for way in hook.ways.iter().filter(|way| self.allows(way)) {
+        for way in hook.ways {
+            if !self.allows(way) {
+                continue;
+            }
             if let Some((failed, 0)) = self.record.get(&way.attach).copied()
                 && failed >= FAILURES_THAT_CONDEMN_A_MODE
             {
-                status.tried.push(format!("{}: no hook of this kind could be attached here", name(way.attach)));
+                status
+                    .tried
+                    .push(format!("{}: no hook of this kind could be attached here", name(way.attach)));
                 continue;
             }
             match self.attach_way(ebpf, way, &mut status) {
@@ -250,22 +249,26 @@ impl<'a> Attacher<'a> {
     }
 
     fn attach_program(&mut self, ebpf: &mut Ebpf, program: &Program) -> Result<(), String> {
-        if matches!(program.place, Place::SeenBy(_)) || self.attached.contains(&(program.name, program.place)) {
+        if matches!(program.place, Place::SeenBy(_)) || self.attached.contains(&(program.name, program.place))
+        {
             return Ok(());
         }
         let loaded = ebpf
             .program_mut(program.name)
             .ok_or_else(|| format!("the object has no program {}", program.name))?;
-        let fresh = !self.loaded.contains(program.name);
-        self.try_place(loaded, program.place, fresh).map_err(|error| {
-            format!("{} on {}: {}", kind(program.place), program.place.symbol(), self.explain(program.place, &error))
+        self.try_place(loaded, program.place).map_err(|error| {
+            format!(
+                "{} on {}: {}",
+                kind(program.place),
+                program.place.symbol(),
+                self.explain(program.place, &error)
+            )
         })?;
-        self.loaded.insert(program.name);
         self.attached.insert((program.name, program.place));
         Ok(())
     }
 
-    fn try_place(&self, program: &mut LoadedProgram, place: Place, fresh: bool) -> Result<(), AttachProblem> {
+    fn try_place(&self, program: &mut LoadedProgram, place: Place) -> Result<(), AttachProblem> {
         match place {
             Place::Fentry(function) => {
                 let program: &mut FEntry = program.try_into()?;
@@ -279,9 +282,7 @@ impl<'a> Attacher<'a> {
             }
             Place::Kprobe(function) => {
                 let program: &mut KProbe = program.try_into()?;
-                if fresh {
-                    program.load()?;
-                }
+                unless_loaded(program.load())?;
                 program.attach(function, 0)?;
             }
             Place::BtfTracepoint(tracepoint) => {
@@ -294,18 +295,16 @@ impl<'a> Attacher<'a> {
                     return Err(AttachProblem::NoTracefs);
                 }
                 let program: &mut TracePoint = program.try_into()?;
-                if fresh {
-                    program.load()?;
-                }
+                unless_loaded(program.load())?;
                 program.attach("syscalls", tracepoint)?;
             }
             Place::SockOps => {
                 let root = host::cgroup_root().map_err(AttachProblem::Cgroup)?;
                 let program: &mut SockOps = program.try_into()?;
-                if fresh {
-                    program.load()?;
-                }
-                program.attach(root, CgroupAttachMode::AllowMultiple)?;
+                unless_loaded(program.load())?;
+                // A cgroup link always stands beside other programs, and the kernel refuses the flag that would
+                // say so.
+                program.attach(root, CgroupAttachMode::Single)?;
             }
             Place::SeenBy(_) => {}
         }
@@ -348,6 +347,14 @@ impl<'a> Attacher<'a> {
             "--attach {} is not possible here: {why}; --attach auto takes what works",
             name(wanted)
         )))
+    }
+}
+
+/// One program may serve several places; it is loaded for the first.
+fn unless_loaded(result: Result<(), ProgramError>) -> Result<(), ProgramError> {
+    match result {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        other => other,
     }
 }
 

@@ -70,8 +70,8 @@ pub struct LiveTrace {
     pub cpus: usize,
     /// Call it now and then; see there.
     pub sweeper: Sweeper,
-    /// Keeps programs and links.
-    pub(crate) programs: Ebpf,
+    /// Programs and links live as long as this does.
+    pub(crate) _programs: Ebpf,
 }
 
 /// One hook of the hook table on this kernel.

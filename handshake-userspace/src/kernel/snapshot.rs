@@ -59,7 +59,8 @@ pub fn take(ebpf: &mut Ebpf, btf: &Btf) -> (Vec<SourceItem>, HookStatus) {
 
 fn load<'a>(ebpf: &'a mut Ebpf, btf: &Btf) -> Result<&'a mut Iter, String> {
     let program = ebpf.program_mut("hs_snapshot").ok_or("the object has no program hs_snapshot")?;
-    let program: &mut Iter = program.try_into().map_err(|error: aya::programs::ProgramError| error.to_string())?;
+    let program: &mut Iter =
+        program.try_into().map_err(|error: aya::programs::ProgramError| error.to_string())?;
     program.load("tcp", btf).map_err(|error| error.to_string())?;
     Ok(program)
 }
