@@ -18,6 +18,8 @@ use std::{
 
 /// How long the slow server lets a connection wait in its accept queue.
 const ACCEPT_DELAY: Duration = Duration::from_millis(300);
+/// How long the impatient client waits.
+const CANCEL_AFTER: Duration = Duration::from_millis(200);
 /// After this long without an answer the kernel gives up, at the first retransmission timer that sees it.
 const USER_TIMEOUT_MS: u32 = 2500;
 
@@ -99,7 +101,14 @@ fn full_accept_queue() -> Result<()> {
     // A second listen() shortens the queue; zero still lets one connection in.
     rustix::net::listen(&listener, 0)?;
     connect(server, "established, and never accepted: it fills the queue of its listener");
-    let _in_the_queue = TcpStream::connect_timeout(&server, Duration::from_millis(100));
+    let begun = Instant::now();
+    let answer = TcpStream::connect_timeout(&server, CANCEL_AFTER);
+    print_line(
+        server,
+        begun.elapsed(),
+        &answer.map(drop),
+        "cancelled: the client closed before an answer came",
+    );
     let socket = rustix::net::socket(
         rustix::net::AddressFamily::INET,
         rustix::net::SocketType::STREAM,

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         Task::Setup(arguments) => setup::main(&arguments),
         Task::Build => build::main(),
         Task::Run(arguments) => run::main(&arguments),
-        Task::Test(arguments) => test::main(&arguments),
+        Task::Test(arguments) => return test::main(&arguments),
         Task::Vm(arguments) => return vm::main(&arguments),
         Task::Kernels(arguments) => kernels::main(&arguments),
         Task::Demo(arguments) => demo::main(&arguments),

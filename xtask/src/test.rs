@@ -13,10 +13,10 @@ use crate::{
     results::{Results, Run},
     setup, workspace,
 };
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    process::{Command, Stdio},
+    process::{Command, ExitCode, Stdio},
     str::FromStr,
     time::Instant,
 };
@@ -78,7 +78,19 @@ impl FromStr for Mode {
 }
 
 /// Runs the command.
-pub fn main(arguments: &Arguments) -> Result<()> {
+pub fn main(arguments: &Arguments) -> ExitCode {
+    match run(arguments) {
+        // The closing line of the report stays the last that is printed.
+        Ok(results) if results.are_good() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<Results> {
     setup::for_build()?;
     setup::for_tests()?;
     let mut results = Results::default();
@@ -97,11 +109,9 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         kernel_test::live(&binary, &arguments.filter, &mut results)?;
     }
     kernel_test::in_vms(&binary, &kernels, &arguments.modes, &arguments.filter, &mut results)?;
+    println!("\nThe output of each VM is in {}", kernel_test::output_folder().display());
     println!("{}", results.report());
-    if !results.are_good() {
-        bail!("there are failures; the output of each VM is in {}", kernel_test::output_folder().display());
-    }
-    Ok(())
+    Ok(results)
 }
 
 fn of_the_workspace() -> Result<Run> {

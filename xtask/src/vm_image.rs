@@ -80,7 +80,7 @@ impl Image {
         let scratch = folder.join(format!("run-{}-{run}", std::process::id()));
         fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
         let image = Self { kernel: vmlinuz(&kernel.folder)?, initramfs: scratch.join("initramfs"), scratch };
-        let base = base(kernel, &image.kernel, contents.modules, &folder)?;
+        let base = base(kernel, &image, contents.modules, &folder)?;
         fs::copy(&base, &image.initramfs).with_context(|| format!("cannot copy {}", base.display()))?;
         let mut initramfs = fs::OpenOptions::new().append(true).open(&image.initramfs)?;
         initramfs.write_all(&overlay(contents)?)?;
@@ -110,10 +110,10 @@ fn overlay(contents: &Contents<'_>) -> Result<Vec<u8>> {
 }
 
 /// The archive that runs have in common, from the cache or made now.
-fn base(kernel: &Kernel, vmlinuz: &Path, modules: &[&str], folder: &Path) -> Result<PathBuf> {
+fn base(kernel: &Kernel, image: &Image, modules: &[&str], folder: &Path) -> Result<PathBuf> {
     let busybox = command::find("busybox").context("the VMs need busybox (package busybox-static)")?;
     let mut hash = DefaultHasher::new();
-    for file in [vmlinuz, &busybox] {
+    for file in [&image.kernel, &busybox] {
         let about = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
         (file, about.len(), about.modified()?).hash(&mut hash);
     }
@@ -142,9 +142,9 @@ fn base(kernel: &Kernel, vmlinuz: &Path, modules: &[&str], folder: &Path) -> Res
     }
     files.file("modules/order", 0o644, order.as_bytes());
     // Another run may be making the same file; whichever is renamed last is as good as the other.
-    let partial = folder.join(format!("{}.partial-{}", kernel.name, std::process::id()));
+    let partial = image.scratch.join("base");
     fs::write(&partial, files.finish()).with_context(|| format!("cannot write {}", partial.display()))?;
-    fs::rename(&partial, &cached)?;
+    fs::rename(&partial, &cached).with_context(|| format!("cannot create {}", cached.display()))?;
     Ok(cached)
 }
 
