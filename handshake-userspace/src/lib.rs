@@ -2,4 +2,5 @@
 
 pub mod kernel;
 pub mod model;
+pub mod sinks;
 pub mod source;
