@@ -96,8 +96,8 @@ offsets! {
     req_num_retrans = "request_sock"."num_retrans",
     /// Byte with `request_sock.num_timeout` (bits 1-7 where it shares with `syncookie`).
     req_num_timeout = "request_sock"."num_timeout",
-    /// `request_sock.rsk_listener`.
-    req_listener = "request_sock"."rsk_listener",
+    /// `request_sock.rsk_listener`, which is a macro for this member of its `sock_common`.
+    req_listener = "request_sock"."__req_common.skc_listener",
     /// `request_sock.sk`: the child.
     req_child = "request_sock"."sk",
     /// Byte with `inet_request_sock.acked`: TCP_DEFER_ACCEPT swallowed a bare ACK.

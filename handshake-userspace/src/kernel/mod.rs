@@ -3,6 +3,9 @@
 //! Only this folder and the kernel side know about offsets. What a newcomer would get wrong: whether a hook
 //! works is found by loading **and attaching** it; no version number is ever compared.
 
+pub mod btf;
+pub mod offsets;
+
 use std::path::PathBuf;
 
 use handshake_common::{counter::CpuCounters, event::Attach, filter::Filter};
