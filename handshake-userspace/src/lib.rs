@@ -5,3 +5,4 @@ pub mod kernel;
 pub mod model;
 pub mod sinks;
 pub mod source;
+pub mod tracker;
