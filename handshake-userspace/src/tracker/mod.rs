@@ -26,6 +26,7 @@ mod tests;
 
 use handshake_common::tcp::TcpState;
 
+pub use self::views::{OpenHandshake, Step};
 use self::{
     entry::{At, AttachMix, Entry, Kind},
     listeners::Listeners,
@@ -35,7 +36,6 @@ use self::{
     reorder::ReorderBuffer,
     table::{Patience, Table},
 };
-pub use self::views::{OpenHandshake, Step};
 use crate::model::{
     handshake::{HandshakeUpdate, Key},
     health::TrackerCounts,

@@ -125,11 +125,14 @@ impl Tracker {
         act: Box<PassiveOpen>,
         out: &mut Vec<HandshakeUpdate>,
     ) {
-        let told_twice =
-            |entry: &Entry| at.socket.generation_ns.is_some() && entry.generation_ns == at.socket.generation_ns;
+        let told_twice = |entry: &Entry| {
+            at.socket.generation_ns.is_some() && entry.generation_ns == at.socket.generation_ns
+        };
         let mut entry = match self.take_life(at, out) {
             Some(entry) => match &entry.kind {
-                Kind::Active(open) if !open.is_over() && act.listener.is_none() && act.queued_ns.is_none() => {
+                Kind::Active(open)
+                    if !open.is_over() && act.listener.is_none() && act.queued_ns.is_none() =>
+                {
                     self.crossed_syn_received(at, entry, act, out);
                     return;
                 }

@@ -177,8 +177,7 @@ pub(super) fn of_child(child: Child, head: Head) -> Handshake {
         began_ns: syn_ns.or(synack_ns).or(child.queued_ns).or(final_ack_ns).unwrap_or(head.since_ns),
         role: Role::Server,
         outcome: verdict.outcome,
-        evidence: verdict
-            .evidence(None, counts_syn_acks.then(|| u32::from(retransmits).saturating_add(1))),
+        evidence: verdict.evidence(None, counts_syn_acks.then(|| u32::from(retransmits).saturating_add(1))),
         local: child.ends.local,
         remote: child.ends.remote,
         netns: child.ends.netns,
@@ -273,4 +272,3 @@ fn flags<const N: usize>(marks: [(bool, Flag); N]) -> Vec<Flag> {
     flags.sort_unstable();
     flags
 }
-

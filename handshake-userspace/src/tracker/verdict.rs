@@ -113,8 +113,7 @@ pub(super) fn left_syn_sent_for_closed(
         None => match failed_call {
             Some(number) => Some(by_call(number)),
             None if end.actor.is_some() && end.answered_ns.is_none() => {
-                let outcome =
-                    if syn_left || end.deferred { Outcome::Cancelled } else { Outcome::LocalError };
+                let outcome = if syn_left || end.deferred { Outcome::Cancelled } else { Outcome::LocalError };
                 Some(Verdict::new(outcome, EvidenceKind::ClosedInSynSent))
             }
             None => None,

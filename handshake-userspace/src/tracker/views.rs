@@ -9,11 +9,7 @@ use super::{
     Tracker,
     entry::{Entry, Kind},
 };
-use crate::model::{
-    handshake::Key,
-    outcome::Role,
-    process::Process,
-};
+use crate::model::{handshake::Key, outcome::Role, process::Process};
 
 /// How far an open handshake is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -54,6 +54,7 @@ pub const fn evidence(kind: EvidenceKind) -> &'static str {
         EvidenceKind::SynAckTimeout => "syn_ack_timeout",
         EvidenceKind::RequestDropped => "request_dropped",
         EvidenceKind::ChildDestroyed => "child_destroyed",
+        EvidenceKind::AcceptReturned => "accept_returned",
         EvidenceKind::EventsLost => "events_lost",
         EvidenceKind::NothingMoreSeen => "nothing_more_seen",
         EvidenceKind::StoppedWatching => "stopped_watching",

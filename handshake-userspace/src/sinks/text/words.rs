@@ -137,6 +137,7 @@ fn evidence(evidence: &Evidence) -> String {
         },
         EvidenceKind::RequestDropped => "half-open connection dropped".to_owned(),
         EvidenceKind::ChildDestroyed => "destroyed in the accept queue".to_owned(),
+        EvidenceKind::AcceptReturned => "accept() returned it".to_owned(),
         EvidenceKind::EventsLost => "we lost events".to_owned(),
         EvidenceKind::NothingMoreSeen => "nothing more was seen".to_owned(),
         EvidenceKind::StoppedWatching => "still open when we stopped watching".to_owned(),
