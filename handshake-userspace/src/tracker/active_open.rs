@@ -92,11 +92,8 @@ impl ActiveOpen {
 impl Tracker {
     pub(super) fn syn_sent(&mut self, at: At, act: SynSent, out: &mut Vec<HandshakeUpdate>) {
         if let Some(mut old) = self.take_life(at, out) {
-            let again = at.socket.generation_ns.is_some()
-                && old.generation_ns == at.socket.generation_ns
-                && matches!(old.kind, Kind::Active(_));
-            if again {
-                old.fed_by(at);
+            if old.identity.is_named_by(at.socket) && matches!(old.kind, Kind::Active(_)) {
+                old.identity.fed_by(at);
                 self.settle_active(old, out);
                 return;
             }
@@ -122,12 +119,13 @@ impl Tracker {
 
     pub(super) fn left_syn_sent(&mut self, at: At, act: Box<LeftSynSent>, out: &mut Vec<HandshakeUpdate>) {
         let mut entry = match self.take_life(at, out) {
-            Some(entry) if matches!(&entry.kind, Kind::Active(open) if open.end.is_none()) => entry,
             Some(entry)
-                if entry.generation_ns.is_some()
-                    && entry.generation_ns == at.socket.generation_ns
-                    && matches!(entry.kind, Kind::Active(_)) =>
+                if matches!(&entry.kind, Kind::Active(open) if open.end.is_none()
+                    && (open.failed.is_none() || act.new_state == TcpState::Closed)) =>
             {
+                entry
+            }
+            Some(entry) if entry.identity.is_named_by(at.socket) && matches!(entry.kind, Kind::Active(_)) => {
                 // Told twice; the first time counts.
                 self.settle_active(entry, out);
                 return;
@@ -145,7 +143,7 @@ impl Tracker {
                 self.begin(at, since_ns, Kind::Active(Box::new(open)))
             }
         };
-        entry.fed_by(at);
+        entry.identity.fed_by(at);
         if let Kind::Active(open) = &mut entry.kind {
             open.complete_by(at.time_ns, act);
         }
@@ -168,7 +166,7 @@ impl Tracker {
                 self.begin(at, since_ns, Kind::Active(Box::default()))
             }
         };
-        entry.fed_by(at);
+        entry.identity.fed_by(at);
         if let Kind::Active(open) = &mut entry.kind {
             open.ends = complete_ends(act.ends, open.ends);
             open.process = act.process.or(open.process.take());
@@ -184,7 +182,7 @@ impl Tracker {
             self.counts.unmatched += 1;
             return;
         };
-        entry.fed_by(at);
+        entry.identity.fed_by(at);
         if let Kind::Active(open) = &mut entry.kind {
             if open.is_over() {
                 open.returned = open.returned.or(Some((at.time_ns, errno)));
@@ -206,7 +204,7 @@ impl Tracker {
             self.counts.unmatched += 1;
             return;
         };
-        entry.fed_by(at);
+        entry.identity.fed_by(at);
         if let Kind::Active(open) = &mut entry.kind {
             open.ends = complete_ends(open.ends, ends);
             open.syn_retransmits = attempt.unwrap_or(0).max(open.syn_retransmits.saturating_add(1));
@@ -243,7 +241,7 @@ impl Tracker {
     /// Takes out the active open that an event is about.
     fn take_active(&mut self, at: At) -> Option<Entry> {
         let entry = self.table.get(at.socket.address)?;
-        let is_it = entry.is_life_of(at.socket) && matches!(entry.kind, Kind::Active(_));
+        let is_it = entry.identity.is_life_of(at.socket) && matches!(entry.kind, Kind::Active(_));
         if is_it { self.table.take(at.socket.address) } else { None }
     }
 
@@ -251,7 +249,7 @@ impl Tracker {
     /// call. One that failed once and is called again is another handshake.
     fn is_same_call(entry: &Entry, at: At, act: &ConnectFailed) -> bool {
         let Kind::Active(open) = &entry.kind else { return false };
-        if at.socket.generation_ns.is_some() && entry.generation_ns == at.socket.generation_ns {
+        if entry.identity.is_named_by(at.socket) {
             return true;
         }
         match (open.called_ns, act.called_ns) {

@@ -10,6 +10,15 @@ use crate::model::observation::{Ends, Observation, SocketKey};
 
 /// See the module.
 pub(super) struct Entry {
+    /// Whose it is.
+    pub(super) identity: Identity,
+    /// Which side, and how far.
+    pub(super) kind: Kind,
+}
+
+/// Which handshake an entry is, apart from what is known of it.
+#[derive(Clone, Copy)]
+pub(super) struct Identity {
     /// Address of the socket.
     pub(super) address: u64,
     /// Which life of that address, if an event said so.
@@ -20,8 +29,6 @@ pub(super) struct Entry {
     pub(super) since_ns: u64,
     /// By which hooks it was seen.
     pub(super) attach: AttachMix,
-    /// Which side, and how far.
-    pub(super) kind: Kind,
 }
 
 /// Which side a handshake is, and how far it is.
@@ -34,7 +41,7 @@ pub(super) enum Kind {
     Queued(Box<QueuedChild>),
 }
 
-impl Entry {
+impl Identity {
     /// Whether an event is about this life of the socket. What says no generation is believed to be.
     pub(super) fn is_life_of(&self, socket: SocketKey) -> bool {
         match (self.generation_ns, socket.generation_ns) {
@@ -48,10 +55,15 @@ impl Entry {
         matches!((self.generation_ns, socket.generation_ns), (Some(ours), Some(theirs)) if ours > theirs)
     }
 
+    /// Whether an event is certainly about this life of the socket: it names it.
+    pub(super) fn is_named_by(&self, socket: SocketKey) -> bool {
+        self.generation_ns.is_some() && self.generation_ns == socket.generation_ns
+    }
+
     /// Notes that another event told of it.
-    pub(super) fn fed_by(&mut self, observation: At) {
-        self.attach.add(observation.attach);
-        self.generation_ns = self.generation_ns.or(observation.socket.generation_ns);
+    pub(super) fn fed_by(&mut self, at: At) {
+        self.attach.add(at.attach);
+        self.generation_ns = self.generation_ns.or(at.socket.generation_ns);
     }
 }
 

@@ -28,7 +28,7 @@ use handshake_common::tcp::TcpState;
 
 pub use self::views::{OpenHandshake, Step};
 use self::{
-    entry::{At, AttachMix, Entry, Kind},
+    entry::{At, AttachMix, Entry, Identity, Kind},
     listeners::Listeners,
     loss::Losses,
     queued::{GivenUp, QueuedChild},
@@ -195,6 +195,10 @@ impl Tracker {
     fn end(&mut self, now_ns: u64, out: &mut Vec<HandshakeUpdate>) {
         self.newest_ns = self.newest_ns.max(now_ns);
         self.process_before(self.newest_ns.saturating_add(1), out);
+        // Only garbage has the last time there is; it is processed all the same.
+        while let Some(observation) = self.held.pop() {
+            self.process(*observation, out);
+        }
         self.clock_ns = self.clock_ns.max(self.newest_ns);
         for entry in self.table.take_all() {
             self.finish(entry, Why::Stopped, out);
@@ -238,10 +242,10 @@ impl Tracker {
     /// of a later life stays where it is, for the event only comes late.
     fn take_life(&mut self, at: At, out: &mut Vec<HandshakeUpdate>) -> Option<Entry> {
         let entry = self.table.get(at.socket.address)?;
-        if entry.is_after(at.socket) {
+        if entry.identity.is_after(at.socket) {
             return None;
         }
-        let is_it = entry.is_life_of(at.socket);
+        let is_it = entry.identity.is_life_of(at.socket);
         let entry = self.table.take(at.socket.address)?;
         if is_it {
             return Some(entry);
@@ -264,19 +268,19 @@ impl Tracker {
         self.latest_key += 1;
         self.counts.seen += 1;
         self.counts.in_flight += 1;
-        Entry {
+        let identity = Identity {
             address: at.socket.address,
             generation_ns: at.socket.generation_ns,
             counter: self.latest_key,
             since_ns,
             attach: AttachMix::default().and(at.attach),
-            kind,
-        }
+        };
+        Entry { identity, kind }
     }
 
     /// Puts an entry into the table to wait; where it can't wait, it ends with what is known.
     fn keep(&mut self, entry: Entry, patience: Patience, out: &mut Vec<HandshakeUpdate>) {
-        if self.table.get(entry.address).is_some() {
+        if self.table.get(entry.identity.address).is_some() {
             self.finish(entry, Why::Displaced, out);
         } else if self.counts.in_flight > self.config.max_open as u64 {
             self.counts.table_full += 1;
@@ -287,12 +291,13 @@ impl Tracker {
     }
 
     /// Writes the record of an entry that is out of the table.
-    fn finish(&mut self, mut entry: Entry, why: Why, out: &mut Vec<HandshakeUpdate>) {
-        let events_lost = self.losses.touches(entry.since_ns);
+    fn finish(&mut self, entry: Entry, why: Why, out: &mut Vec<HandshakeUpdate>) {
+        let Entry { identity, kind } = entry;
+        let events_lost = self.losses.touches(identity.since_ns);
         let head = Head {
-            key: Key { boot: self.config.boot, counter: entry.counter },
-            attach: entry.attach.kind(),
-            since_ns: entry.since_ns,
+            key: Key { boot: self.config.boot, counter: identity.counter },
+            attach: identity.attach.kind(),
+            since_ns: identity.since_ns,
             events_lost,
             cut_short: match why {
                 Why::Stopped => EvidenceKind::StoppedWatching,
@@ -301,7 +306,7 @@ impl Tracker {
                 _ => EvidenceKind::NothingMoreSeen,
             },
         };
-        let (record, still_queued) = match entry.kind {
+        let (record, still_queued) = match kind {
             Kind::Active(open) => (record::of_active_open(*open, head), None),
             Kind::Child(child) => {
                 let still_queued = child.is_in_queue().then_some((child.ends, child.queued_ns));
@@ -309,8 +314,7 @@ impl Tracker {
             }
             Kind::Queued(child) => {
                 self.counts.queued -= 1;
-                entry.kind = Kind::Child(Box::default());
-                self.lost_in_queue(&entry, *child, out);
+                self.lost_in_queue(identity, *child, out);
                 return;
             }
         };
@@ -326,27 +330,32 @@ impl Tracker {
         let id = record.id;
         out.push(HandshakeUpdate::Handshake(Box::new(record)));
         if let Some((ends, queued_ns)) = still_queued {
-            entry.kind = Kind::Queued(Box::new(QueuedChild { id, ends, queued_ns }));
-            self.follow_in_queue(entry, why, out);
+            self.follow_in_queue(identity, QueuedChild { id, ends, queued_ns }, why, out);
         }
     }
 
     /// The record of a queued child is written; follows it to accept() if that can be.
-    fn follow_in_queue(&mut self, entry: Entry, why: Why, out: &mut Vec<HandshakeUpdate>) {
-        let Entry { kind: Kind::Queued(child), .. } = entry else { return };
-        let has_room = self.counts.queued < self.config.max_queued as u64;
-        let address_is_free = self.table.get(entry.address).is_none();
-        let goes_on = matches!(why, Why::Ended | Why::OutOfPatience) && address_is_free;
-        if goes_on && has_room {
+    fn follow_in_queue(
+        &mut self,
+        identity: Identity,
+        child: QueuedChild,
+        why: Why,
+        out: &mut Vec<HandshakeUpdate>,
+    ) {
+        let waits =
+            matches!(why, Why::Ended | Why::OutOfPatience) && self.table.get(identity.address).is_none();
+        if waits && self.counts.queued < self.config.max_queued as u64 {
             self.counts.queued += 1;
-            self.table.put(Entry { kind: Kind::Queued(child), ..entry }, Patience::Forever, self.clock_ns);
+            let entry = Entry { identity, kind: Kind::Queued(Box::new(child)) };
+            self.table.put(entry, Patience::Forever, self.clock_ns);
             return;
         }
-        if why == Why::TableFull || goes_on {
+        if waits || why == Why::TableFull {
             self.given_up.add(child.queued_ns.unwrap_or(self.clock_ns));
-            self.counts.table_full += u64::from(goes_on);
         }
-        let entry = Entry { kind: Kind::Child(Box::default()), ..entry };
-        self.lost_in_queue(&entry, *child, out);
+        if waits {
+            self.counts.table_full += 1;
+        }
+        self.lost_in_queue(identity, child, out);
     }
 }

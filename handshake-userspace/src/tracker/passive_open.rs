@@ -49,7 +49,7 @@ impl Child {
     pub(super) fn is_in_queue(&self) -> bool {
         let is_seen = self.half_open.as_ref().is_some_and(|half_open| half_open.accept_is_seen);
         let was_queued = self.queued_ns.is_some() || self.established_ns.is_some();
-        is_seen && was_queued && self.taken.is_none() && !self.destroyed
+        is_seen && was_queued && self.taken.is_none() && !self.destroyed && !self.request_died
     }
 
     fn complete_by(&mut self, mut later: Box<PassiveOpen>) {
@@ -89,7 +89,7 @@ impl Tracker {
             // Its accept() was processed first (it came too late to be put in order), or it is told twice.
             Some(entry)
                 if matches!(&entry.kind, Kind::Child(child) if child.half_open.is_none()
-                    || entry.generation_ns.is_some() && entry.generation_ns == at.socket.generation_ns) =>
+                    || entry.identity.is_named_by(at.socket)) =>
             {
                 entry
             }
@@ -108,7 +108,7 @@ impl Tracker {
                 self.begin(at, queued_ns, Kind::Child(Box::new(child)))
             }
         };
-        entry.fed_by(at);
+        entry.identity.fed_by(at);
         if let Kind::Child(child) = &mut entry.kind {
             child.listener_process = self.listeners.owner(act.listener).or(child.listener_process.take());
             child.queued_ns = child.queued_ns.or(Some(queued_ns));
@@ -125,9 +125,12 @@ impl Tracker {
         act: Box<PassiveOpen>,
         out: &mut Vec<HandshakeUpdate>,
     ) {
+<<<<<<< HEAD
         let told_twice = |entry: &Entry| {
             at.socket.generation_ns.is_some() && entry.generation_ns == at.socket.generation_ns
         };
+=======
+>>>>>>> tracker
         let mut entry = match self.take_life(at, out) {
             Some(entry) => match &entry.kind {
                 Kind::Active(open)
@@ -137,11 +140,11 @@ impl Tracker {
                     return;
                 }
                 Kind::Child(child) if child.established_ns.is_none() && !child.closed => entry,
-                Kind::Child(_) if told_twice(&entry) => {
+                Kind::Child(_) if entry.identity.is_named_by(at.socket) => {
                     self.settle_child(entry, out);
                     return;
                 }
-                Kind::Queued(_) if told_twice(&entry) => {
+                Kind::Queued(_) if entry.identity.is_named_by(at.socket) => {
                     self.table.put(entry, Patience::Forever, self.clock_ns);
                     return;
                 }
@@ -152,7 +155,7 @@ impl Tracker {
             },
             None => self.begin_child(at, act.queued_ns),
         };
-        entry.fed_by(at);
+        entry.identity.fed_by(at);
         if let Kind::Child(child) = &mut entry.kind {
             child.listener_process = self.listeners.owner(act.listener).or(child.listener_process.take());
             match act.new_state {
@@ -180,8 +183,8 @@ impl Tracker {
 
     pub(super) fn accepted(&mut self, at: At, act: Accepted, out: &mut Vec<HandshakeUpdate>) {
         let mut entry = match self.take_life(at, out) {
-            Some(mut entry) => match entry.kind {
-                Kind::Child(_) => entry,
+            Some(Entry { identity, kind }) => match kind {
+                Kind::Child(_) => Entry { identity, kind },
                 Kind::Queued(child) => {
                     self.counts.queued -= 1;
                     let reset = act.reset_ns.is_some();
@@ -190,13 +193,11 @@ impl Tracker {
                         process: act.process,
                         queued_ns: act.queued_ns,
                     };
-                    // The kind moved out of the entry; what is left of it is only its head.
-                    entry.kind = Kind::Child(Box::default());
-                    self.left_queue(at, &entry, *child, leaving, out);
+                    self.left_queue(at, identity, *child, leaving, out);
                     return;
                 }
                 Kind::Active(_) => {
-                    self.finish(entry, Why::Displaced, out);
+                    self.finish(Entry { identity, kind }, Why::Displaced, out);
                     self.begin_child(at, act.queued_ns)
                 }
             },
@@ -206,7 +207,7 @@ impl Tracker {
             }
             None => self.begin_child(at, act.queued_ns),
         };
-        entry.fed_by(at);
+        entry.identity.fed_by(at);
         if let Kind::Child(child) = &mut entry.kind {
             child.ends = complete_ends(child.ends, act.ends);
             child.queued_ns = act.queued_ns.or(child.queued_ns);
@@ -220,21 +221,20 @@ impl Tracker {
 
     pub(super) fn child_destroyed(&mut self, at: At, act: ChildDestroyed, out: &mut Vec<HandshakeUpdate>) {
         let mut entry = match self.take_life(at, out) {
-            Some(mut entry) => match entry.kind {
-                Kind::Child(_) => entry,
+            Some(Entry { identity, kind }) => match kind {
+                Kind::Child(_) => Entry { identity, kind },
                 Kind::Queued(child) => {
                     self.counts.queued -= 1;
                     let leaving = Leaving {
                         outcome: AcceptOutcome::NeverAccepted,
                         process: None,
-                        queued_ns: Some(act.queued_ns).flatten(),
+                        queued_ns: act.queued_ns,
                     };
-                    entry.kind = Kind::Child(Box::default());
-                    self.left_queue(at, &entry, *child, leaving, out);
+                    self.left_queue(at, identity, *child, leaving, out);
                     return;
                 }
                 Kind::Active(_) => {
-                    self.finish(entry, Why::Displaced, out);
+                    self.finish(Entry { identity, kind }, Why::Displaced, out);
                     self.begin_child(at, act.queued_ns)
                 }
             },
@@ -244,7 +244,7 @@ impl Tracker {
             }
             None => self.begin_child(at, act.queued_ns),
         };
-        entry.fed_by(at);
+        entry.identity.fed_by(at);
         if let Kind::Child(child) = &mut entry.kind {
             child.ends = complete_ends(child.ends, act.ends);
             child.queued_ns = child.queued_ns.or(act.queued_ns);

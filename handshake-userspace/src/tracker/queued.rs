@@ -4,13 +4,15 @@
 //! would get wrong: when there is no room to follow a child, its later accept() must not look like a
 //! connection that was never seen; so the time span of those that were given up is remembered.
 
+use handshake_common::event::Attach;
+
 use super::{
     Tracker,
-    entry::{At, Entry, between},
+    entry::{At, Identity, between},
 };
 use crate::model::{
     handshake::{Accept, HandshakeUpdate, Key},
-    observation::Ends,
+    observation::{Ends, SocketKey},
     outcome::AcceptOutcome,
     process::Process,
 };
@@ -54,7 +56,7 @@ impl Tracker {
     pub(super) fn left_queue(
         &mut self,
         at: At,
-        entry: &Entry,
+        identity: Identity,
         child: QueuedChild,
         leaving: Leaving,
         out: &mut Vec<HandshakeUpdate>,
@@ -62,7 +64,7 @@ impl Tracker {
         let queued_ns = leaving.queued_ns.or(child.queued_ns);
         let known = leaving.outcome != AcceptOutcome::Incomplete;
         out.push(HandshakeUpdate::Accept(Box::new(Accept {
-            key: Key { boot: self.config.boot, counter: entry.counter },
+            key: Key { boot: self.config.boot, counter: identity.counter },
             id: child.id,
             time_ns: at.time_ns,
             outcome: leaving.outcome,
@@ -71,26 +73,23 @@ impl Tracker {
             local: child.ends.local,
             remote: child.ends.remote,
             netns: child.ends.netns,
-            attach: entry.attach.and(at.attach).kind(),
+            attach: identity.attach.and(at.attach).kind(),
         })));
     }
 
     /// Writes the `accept` record of a child that we follow no longer.
     pub(super) fn lost_in_queue(
         &mut self,
-        entry: &Entry,
+        identity: Identity,
         child: QueuedChild,
         out: &mut Vec<HandshakeUpdate>,
     ) {
         let at = At {
             time_ns: self.clock_ns,
-            socket: crate::model::observation::SocketKey {
-                address: entry.address,
-                generation_ns: entry.generation_ns,
-            },
-            attach: handshake_common::event::Attach::Common,
+            socket: SocketKey { address: identity.address, generation_ns: identity.generation_ns },
+            attach: Attach::Common,
         };
         let leaving = Leaving { outcome: AcceptOutcome::Incomplete, process: None, queued_ns: None };
-        self.left_queue(at, entry, child, leaving, out);
+        self.left_queue(at, identity, child, leaving, out);
     }
 }

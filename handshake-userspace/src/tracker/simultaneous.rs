@@ -19,7 +19,7 @@ impl Tracker {
         act: Box<PassiveOpen>,
         out: &mut Vec<HandshakeUpdate>,
     ) {
-        entry.fed_by(at);
+        entry.identity.fed_by(at);
         if let Kind::Active(open) = &mut entry.kind {
             open.ends = complete_ends(act.ends, open.ends);
             open.own |= act.own;

@@ -77,9 +77,9 @@ impl Table {
 
     /// Puts an entry in. The caller took out, or saw to be absent, whatever had its address.
     pub(super) fn put(&mut self, entry: Entry, patience: Patience, now_ns: u64) {
-        debug_assert!(!self.index.contains_key(&entry.address), "two entries for one address");
+        debug_assert!(!self.index.contains_key(&entry.identity.address), "two entries for one address");
         let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
-        self.index.insert(entry.address, slot);
+        self.index.insert(entry.identity.address, slot);
         let limit_ns = self.limits_ns[patience as usize];
         let last = self.queues[patience as usize].last;
         let filled = Slot {
@@ -111,7 +111,7 @@ impl Table {
         }
         let (deadline_ns, slot) = due?;
         let entry = self.vacate(slot)?;
-        self.index.remove(&entry.address);
+        self.index.remove(&entry.identity.address);
         Some((deadline_ns, entry))
     }
 
@@ -126,7 +126,7 @@ impl Table {
         self.index.clear();
         self.free.clear();
         self.queues = [Queue { first: NONE, last: NONE }; QUEUES];
-        entries.sort_unstable_by_key(|entry| entry.counter);
+        entries.sort_unstable_by_key(|entry| entry.identity.counter);
         entries
     }
 

@@ -72,10 +72,10 @@ impl Tracker {
             Kind::Queued(child) => (Role::Server, Step::InAcceptQueue, child.ends, None),
         };
         OpenHandshake {
-            key: Key { boot: self.config.boot, counter: entry.counter },
+            key: Key { boot: self.config.boot, counter: entry.identity.counter },
             role,
             step,
-            since_ns: entry.since_ns,
+            since_ns: entry.identity.since_ns,
             local: ends.local,
             remote: ends.remote,
             process,
