@@ -1,6 +1,7 @@
 //! The resolver against small hand-built kernels, and against every real kernel that is at hand.
 //!
-//! Real ones are the running kernel and the four of `target/btf` (VM kernels that `cargo xtask` extracts).
+//! Real ones are the running kernel and those of the VM kernels, as far as somebody copied their
+//! /sys/kernel/btf/vmlinux to target/btf/5.10.btf and so on; what is not there is named and skipped.
 //! What a reader would get wrong: the numbers below are checked facts of those kernels, no inputs.
 
 use std::path::{Path, PathBuf};
