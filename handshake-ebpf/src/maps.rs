@@ -63,11 +63,12 @@ pub static IN_SOFTIRQ: PerCpuArray<InSoftirq> = PerCpuArray::with_max_entries(1,
 /// See [`RUNTIME`].
 #[repr(C)]
 pub struct Runtime {
-    /// Not 0: a hook will see connect() return.
+    /// 1: a hook that knows the socket will see connect() return; 2: one that knows the thread only. 0: none.
     pub return_is_seen: u32,
     /// Not 0: hooks see how children leave the accept queue.
     pub accept_is_seen: u32,
-    /// Not 0: sock_ops or a probe reports the SYN, so CLOSED->SYN-SENT need not stand in for it.
+    /// Bit 0: a probe on connect() fills `ACTIVE_OPENS`. Bit 1: sock_ops or a probe reports the SYN, so that
+    /// CLOSED->SYN-SENT need not stand in for it.
     pub syn_sent_is_seen: u32,
     /// Keeps the layout free of padding.
     pub reserved: u32,
@@ -178,6 +179,8 @@ pub struct InSoftirq {
     pub timer_ns: u64,
     /// Address of that timer, which lies inside the request sock.
     pub timer: u64,
+    /// The request that is being dropped.
+    pub dropped: u64,
 }
 
 /// What a new entry of [`ACTIVE_OPENS`] is copied from. A constant of the program: 160 zero bytes on the

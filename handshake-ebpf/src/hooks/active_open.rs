@@ -58,6 +58,7 @@ pub fn connect_called<M: Memory>(sock: Sock<M>, address: *const u8) {
     sock.ends(endpoints);
     endpoints.remote_port = 0;
     remote_of_sockaddr(address, endpoints);
+    note_call(key);
 }
 
 /// Begins an entry of `ACTIVE_OPENS` for the running thread.
@@ -260,9 +261,17 @@ pub fn left_syn_sent<M: Memory>(sock: Sock<M>, new_state: u8, attach: Attach) {
     }
 }
 
+/// `Runtime::return_is_seen`: the return is a system call's, joined by thread.
+const RETURN_BY_THREAD: u32 = 2;
+
 /// Notes which socket this thread connects, for the modes that see the return as a system call's.
 #[inline(always)]
 fn note_call(socket: u64) {
+    let Some(runtime) = RUNTIME.get_ptr(0) else { return };
+    // SAFETY: the array's one live entry; aligned u32.
+    if unsafe { (*runtime).return_is_seen } != RETURN_BY_THREAD {
+        return;
+    }
     let thread = task::thread();
     let call = match CONNECT_CALLS.get_ptr(thread) {
         // SAFETY: a live entry, copied out. sys_enter_connect made it, or the outer of two nested calls.
@@ -294,7 +303,6 @@ pub fn hs_connect6_fe(context: FEntryContext) -> i32 {
 pub fn hs_connect_kp(context: ProbeContext) -> u32 {
     let (Some(sock), Some(address)) = (argument!(context, 0), argument!(context, 1)) else { return 0 };
     connect_called(Sock::<Copied>::at(sock), address);
-    note_call(sock as u64);
     0
 }
 

@@ -258,14 +258,7 @@ pub fn request_dropped<M: Memory>(request: RequestSock<M>, attach: Attach) {
     let Some(entry) = REQUESTS.get_ptr(key) else { return };
     // SAFETY: a live entry.
     let generation_ns = unsafe { (*entry).created_ns };
-    let mut bits = 0;
-    if let Some(work) = IN_SOFTIRQ.get_ptr(0) {
-        // SAFETY: this CPU's own entry.
-        let (timer, timer_ns) = unsafe { ((*work).timer, (*work).timer_ns) };
-        if timer.wrapping_sub(key) < REQUEST_BYTES && now_ns().wrapping_sub(timer_ns) < TIMER_WORK_NS {
-            bits |= flags::TIMED_OUT;
-        }
-    }
+    let bits = if timer_is_of(key) { flags::TIMED_OUT } else { 0 };
     submit(EventKind::RequestDied, attach, key, generation_ns, |event: &mut PassiveOpen| {
         request.ends(&mut event.endpoints);
         gather(request, event);
@@ -274,6 +267,19 @@ pub fn request_dropped<M: Memory>(request: RequestSock<M>, attach: Attach) {
         event.new_state = TcpState::Closed as u8;
     });
     let _ = REQUESTS.remove(key);
+}
+
+/// Whether this CPU is in the timer of this request.
+#[inline(always)]
+fn timer_is_of(request: u64) -> bool {
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own entry. The address goes through the table because the verifier allows no
+    // arithmetic on an argument that it knows as a pointer to a request sock; read back, it is a number.
+    let (request, timer, timer_ns) = unsafe {
+        (&raw mut (*work).dropped).write_volatile(request);
+        ((&raw const (*work).dropped).read_volatile(), (*work).timer, (*work).timer_ns)
+    };
+    timer.wrapping_sub(request) < REQUEST_BYTES && now_ns().wrapping_sub(timer_ns) < TIMER_WORK_NS
 }
 
 /// The request enters the table of half-open connections.

@@ -201,6 +201,7 @@ fn listener<M: Memory>(sock: Sock<M>, kind: EventKind) {
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn hs_state(context: BtfTracePointContext) -> i32 {
     let (old, new) = (context.arg::<i32>(1), context.arg::<i32>(2));
+    aya_log_ebpf::debug!(&context, "inet_sock_set_state {} -> {}", old, new);
     state_changes(Sock::<Direct>::at(argument!(context, 0)), old as u8, new as u8);
     0
 }

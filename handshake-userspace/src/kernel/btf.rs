@@ -255,7 +255,8 @@ impl Btf {
         Ok(Record {
             tail: position + RECORD_BYTES,
             name: self.word(position)?,
-            // The format reserves bits 16-23 and 29-30 (zero so far) to widen the length and the kind.
+            // The length had 16 bits and the kind 5 with zeros above them, until both were widened into the
+            // zeros: one reading serves both.
             kind: (info >> 24 & 0x7f) as u8,
             length: (info & 0xff_ffff) as usize,
             flag: info >> 31 == 1,
@@ -270,18 +271,23 @@ impl Btf {
         }
     }
 
-    /// The name at an offset of the string section; `None` when it is longer than any kernel's.
-    fn name(&self, offset: u32) -> Result<Option<&[u8]>, BtfError> {
-        let rest = self.bytes[self.strings.clone()]
+    /// The string section from an offset on; never empty, and it ends with a zero.
+    fn string_at(&self, offset: u32) -> Result<&[u8], BtfError> {
+        self.bytes[self.strings.clone()]
             .get(offset as usize..)
             .filter(|rest| !rest.is_empty())
-            .ok_or(damaged(self.strings.start, "a name lies outside the string section"))?;
+            .ok_or(damaged(self.strings.start, "a name lies outside the string section"))
+    }
+
+    /// The name at an offset of the string section; `None` when it is longer than any kernel's.
+    fn name(&self, offset: u32) -> Result<Option<&[u8]>, BtfError> {
+        let rest = self.string_at(offset)?;
         let window = &rest[..rest.len().min(MAX_NAME_BYTES)];
         Ok(window.iter().position(|byte| *byte == 0).map(|end| &window[..end]))
     }
 
     fn is_named(&self, offset: u32, name: &[u8]) -> Result<bool, BtfError> {
-        Ok(self.name(offset)? == Some(name))
+        Ok(self.string_at(offset)?.strip_prefix(name).is_some_and(|rest| rest.first() == Some(&0)))
     }
 
     /// Every type of this name and one of these kinds, in the order of the file.

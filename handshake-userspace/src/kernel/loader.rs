@@ -22,7 +22,7 @@ use super::{
     btf::Btf as KernelBtf,
     counters::KernelCounters,
     hook_table::{HOOKS, Hook, Place, Program, STATE_CHANGED, Way},
-    host,
+    host, log_messages,
     object::object,
     offsets::{self, ResolvedOffsets},
     snapshot,
@@ -81,6 +81,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let source = RingBufferSource::new(ring, seen)
         .map_err(|error| StartError::Failed(format!("the ring buffer cannot be polled: {error}")))?;
     let sweeper = Sweeper::new(&mut ebpf);
+    let messages = log_messages::MessagePump::start(&mut ebpf);
     Ok(LiveTrace {
         source,
         counters,
@@ -89,6 +90,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         locked_down: locked,
         cpus,
         sweeper,
+        _messages: messages,
         _programs: ebpf,
     })
 }
@@ -116,7 +118,7 @@ fn load(
     let ring_bytes = ring_bytes(options.ring_bytes, cpus);
     let locked_down = u32::from(locked);
     let loaded_ns = monotonic_ns();
-    let log_level = kernel_log_level();
+    let log_level = log_messages::level();
     EbpfLoader::new()
         .btf(Some(btf))
         .override_global("OFFSETS", offsets, true)
@@ -129,11 +131,6 @@ fn load(
         .map_max_entries("COUNTERS", cpus as u32)
         .load(bytes)
         .map_err(|error| StartError::Failed(format!("the kernel refused our maps: {}", chain(&error))))
-}
-
-/// The kernel side's debug messages: off means that the verifier removes the statements.
-fn kernel_log_level() -> u8 {
-    if log::log_enabled!(target: "handshake_ebpf", log::Level::Debug) { log::Level::Debug as u8 } else { 0 }
 }
 
 /// A power of two and a multiple of the page, as the kernel wants it.

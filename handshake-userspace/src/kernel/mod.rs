@@ -9,6 +9,7 @@ pub mod doctor;
 mod hook_table;
 mod host;
 mod loader;
+mod log_messages;
 mod object;
 pub mod offsets;
 mod snapshot;
@@ -70,8 +71,10 @@ pub struct LiveTrace {
     pub cpus: usize,
     /// Call it now and then; see there.
     pub sweeper: Sweeper,
+    /// Carries the kernel side's messages while it lives.
+    _messages: Option<log_messages::MessagePump>,
     /// Programs and links live as long as this does.
-    pub(crate) _programs: Ebpf,
+    _programs: Ebpf,
 }
 
 /// One hook of the hook table on this kernel.

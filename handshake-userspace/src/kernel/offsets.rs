@@ -60,14 +60,18 @@ pub fn consequence(field: &str) -> &'static str {
 enum Problem {
     #[error(transparent)]
     Btf(#[from] BtfError),
-    #[error("it has {found:?} bytes here, and we read {expected:?}")]
-    Size { found: Option<u32>, expected: &'static [u32] },
-    #[error("it became a bit-field here")]
+    #[error("it has {found} byte{} here, and we read {}", if *found == 1 { "" } else { "s" }, either(.expected))]
+    Size { found: u32, expected: &'static [u32] },
+    #[error("it is a bit-field here")]
     BitField,
     #[error("`{path}` is not bit {bit} (of width {width}) of the byte where we read it")]
     Bits { path: &'static str, bit: u32, width: u32 },
     #[error("no rule says how it is read")]
     NoRule,
+}
+
+fn either(sizes: &[u32]) -> String {
+    sizes.iter().map(u32::to_string).collect::<Vec<_>>().join(" or ")
 }
 
 fn find(btf: &Btf, field: &str, container: &str, path: &str) -> Result<u32, Problem> {
@@ -77,8 +81,9 @@ fn find(btf: &Btf, field: &str, container: &str, path: &str) -> Result<u32, Prob
             if member.bit_field.is_some() {
                 return Err(Problem::BitField);
             }
-            if !member.size_bytes.is_some_and(|size| expected.contains(&size)) {
-                return Err(Problem::Size { found: member.size_bytes, expected });
+            let found = member.size_bytes.unwrap_or(0);
+            if !expected.contains(&found) {
+                return Err(Problem::Size { found, expected });
             }
         }
         Shape::Bits(expected) => {

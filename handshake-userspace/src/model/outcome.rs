@@ -66,6 +66,8 @@ pub enum EvidenceKind {
     RequestDropped,
     /// The child was destroyed in the accept queue.
     ChildDestroyed,
+    /// accept() returned the child; its way there was before our time, or its events were lost.
+    AcceptReturned,
     /// Events were lost while this handshake was open.
     EventsLost,
     /// It was open for longer than any kernel timer, and nothing more came.
@@ -110,7 +112,8 @@ pub enum Flag {
     SeenLate,
     /// connect() had returned before the handshake ended (non-blocking, or its own time-out).
     NonBlocking,
-    /// The kernel side had no room for the SYN's time: latency starts at the SYN-ACK.
+    /// The SYN's time is unknown (no room in the kernel side's table, or no hook that sees it): latency
+    /// starts at the SYN-ACK.
     SynTimeLost,
     /// Events of this CPU were lost while it was open; a detail may be missing.
     EventsLost,

@@ -1,0 +1,66 @@
+//! Acts of an active open: SYN sent, connect() failed or returned, SYN-SENT left.
+//!
+//! Mirrors `handshake_common::event::active_open`. What a reader would get wrong: `actor` (who was running
+//! when the state changed) is somebody only with `IN_PROCESS`; in softirq it would be whoever was
+//! interrupted, so without that bit it is dropped even when it was filled.
+
+use handshake_common::event::active_open::{self as raw, flags};
+
+use super::{
+    DecodeError,
+    endpoint::{agreed, ends, process},
+    known_ns, state,
+};
+use crate::model::observation::{Act, ConnectFailed, LeftSynSent, SynSent};
+
+pub(super) fn syn_sent(raw: &raw::SynSent) -> Act {
+    let has = |bit| raw.flags & bit != 0;
+    Act::SynSent(SynSent {
+        ends: ends(&raw.endpoints),
+        process: process(&raw.owner),
+        called_ns: known_ns(raw.called_ns),
+        local_isn: agreed(&raw.negotiated).local_isn,
+        deferred: has(flags::DEFERRED),
+        fast_open: has(flags::FAST_OPEN),
+        own: has(flags::OWN),
+    })
+}
+
+pub(super) fn connect_failed(raw: &raw::ConnectFailed) -> Act {
+    Act::ConnectFailed(ConnectFailed {
+        ends: ends(&raw.endpoints),
+        process: process(&raw.owner),
+        called_ns: known_ns(raw.called_ns),
+        errno: raw.errno,
+        own: raw.flags & flags::OWN != 0,
+    })
+}
+
+pub(super) fn left_syn_sent(raw: &raw::LeftSynSent) -> Result<Act, DecodeError> {
+    let has = |bit| raw.flags & bit != 0;
+    Ok(Act::LeftSynSent(Box::new(LeftSynSent {
+        ends: ends(&raw.endpoints),
+        process: process(&raw.owner),
+        actor: process(&raw.actor).filter(|_| has(flags::IN_PROCESS)),
+        called_ns: known_ns(raw.called_ns),
+        syn_sent_ns: known_ns(raw.syn_sent_ns),
+        answered_ns: known_ns(raw.answered_ns),
+        last_retransmit_ns: known_ns(raw.last_retransmit_ns),
+        agreed: agreed(&raw.negotiated),
+        sk_err: has(flags::ERROR_KNOWN).then_some(raw.sk_err),
+        sk_err_soft: raw.sk_err_soft,
+        syn_retransmits: raw.syn_retransmits,
+        new_state: state(raw.new_state)?,
+        answer_flags: (raw.answer_flags != 0).then_some(raw.answer_flags),
+        deferred: has(flags::DEFERRED),
+        fast_open: has(flags::FAST_OPEN),
+        reset_received: has(flags::RESET_RECEIVED),
+        call_returned: has(flags::CALL_RETURNED),
+        return_is_seen: has(flags::RETURN_IS_SEEN),
+        own: has(flags::OWN),
+    })))
+}
+
+pub(super) fn connect_returned(raw: &raw::ConnectReturned) -> Act {
+    Act::ConnectReturned { errno: raw.errno }
+}

@@ -1,0 +1,276 @@
+//! Passive opens: from the child that the final ACK made to accept(), or to its death.
+//!
+//! The SYN and the half-open time have no events of their own; what ends the half-open time tells of them.
+//! What a newcomer would get wrong: with Fast Open accept() takes the child before it is ESTABLISHED, and a
+//! RST while it is queued doesn't take it out of the queue, so acts are joined and never ordered by force.
+
+use std::sync::Arc;
+
+use handshake_common::tcp::TcpState;
+
+use super::{
+    Tracker, Why,
+    entry::{At, Entry, Kind, complete_ends},
+    queued::Leaving,
+    table::Patience,
+};
+use crate::model::{
+    handshake::HandshakeUpdate,
+    observation::{Accepted, ChildDestroyed, Ends, PassiveOpen},
+    outcome::AcceptOutcome,
+    process::Process,
+};
+
+/// What is known of one passive open.
+#[derive(Default)]
+pub(super) struct Child {
+    pub(super) ends: Ends,
+    /// What the kernel said of the half-open time; absent when only accept() or the child's death was seen.
+    pub(super) half_open: Option<Box<PassiveOpen>>,
+    pub(super) queued_ns: Option<u64>,
+    pub(super) established_ns: Option<u64>,
+    /// It left SYN-RECEIVED, or died half open, without being established.
+    pub(super) closed: bool,
+    /// It never was more than a request sock.
+    pub(super) request_died: bool,
+    /// accept() took it: when, and who.
+    pub(super) taken: Option<(u64, Option<Process>)>,
+    pub(super) destroyed: bool,
+    pub(super) reset_in_queue: bool,
+    pub(super) own: bool,
+    /// The snapshot found it queued before we watched.
+    pub(super) seen_late: bool,
+    /// Who listened when it was queued.
+    pub(super) listener_process: Option<Arc<Process>>,
+}
+
+impl Child {
+    /// Whether it can still leave the accept queue, and we would see that.
+    pub(super) fn is_in_queue(&self) -> bool {
+        let is_seen = self.half_open.as_ref().is_some_and(|half_open| half_open.accept_is_seen);
+        let was_queued = self.queued_ns.is_some() || self.established_ns.is_some();
+        is_seen && was_queued && self.taken.is_none() && !self.destroyed && !self.request_died
+    }
+
+    fn complete_by(&mut self, mut later: Box<PassiveOpen>) {
+        self.ends = complete_ends(later.ends, self.ends);
+        self.queued_ns = self.queued_ns.or(later.queued_ns);
+        self.own |= later.own;
+        if let Some(earlier) = self.half_open.take() {
+            later.listener = later.listener.or(earlier.listener);
+            later.syn_ns = later.syn_ns.or(earlier.syn_ns);
+            later.synack_ns = later.synack_ns.or(earlier.synack_ns);
+            later.last_retransmit_ns = later.last_retransmit_ns.max(earlier.last_retransmit_ns);
+            later.final_ack_ns = later.final_ack_ns.or(earlier.final_ack_ns);
+            later.agreed.local_isn = later.agreed.local_isn.or(earlier.agreed.local_isn);
+            later.agreed.remote_isn = later.agreed.remote_isn.or(earlier.agreed.remote_isn);
+            later.agreed.options = later.agreed.options.or(earlier.agreed.options);
+            later.syns_seen = later.syns_seen.max(earlier.syns_seen);
+            later.synack_retransmits = later.synack_retransmits.max(earlier.synack_retransmits);
+            if later.accept_queue_limit.is_none() {
+                later.accept_queue_limit = earlier.accept_queue_limit;
+                later.accept_queue_length = earlier.accept_queue_length;
+            }
+            later.syn_cookie |= earlier.syn_cookie;
+            later.fast_open |= earlier.fast_open;
+            later.defer_accept |= earlier.defer_accept;
+            later.syn_not_seen |= earlier.syn_not_seen;
+            later.syn_table_full |= earlier.syn_table_full;
+            later.accept_is_seen |= earlier.accept_is_seen;
+        }
+        self.half_open = Some(later);
+    }
+}
+
+impl Tracker {
+    pub(super) fn child_queued(&mut self, at: At, act: Box<PassiveOpen>, out: &mut Vec<HandshakeUpdate>) {
+        let queued_ns = act.queued_ns.unwrap_or(at.time_ns);
+        let mut entry = match self.take_life(at, out) {
+            // Its accept() was processed first (it came too late to be put in order), or it is told twice.
+            Some(entry)
+                if matches!(&entry.kind, Kind::Child(child) if child.half_open.is_none()
+                    || entry.identity.is_named_by(at.socket)) =>
+            {
+                entry
+            }
+            other => {
+                if let Some(old) = other {
+                    self.finish(old, Why::Displaced, out);
+                }
+                if !self.has_room() {
+                    // The event at ->ESTABLISHED repeats this one. With Fast Open accept() may come before
+                    // that, and must not look like a child that nobody had announced.
+                    self.given_up.add(queued_ns);
+                    return;
+                }
+                let seen_late = self.listeners.forget_child(at.socket.address);
+                let child = Child { seen_late, ..Child::default() };
+                self.begin(at, queued_ns, Kind::Child(Box::new(child)))
+            }
+        };
+        entry.identity.fed_by(at);
+        if let Kind::Child(child) = &mut entry.kind {
+            child.listener_process = self.listeners.owner(act.listener).or(child.listener_process.take());
+            child.queued_ns = child.queued_ns.or(Some(queued_ns));
+            if child.established_ns.is_none() && !child.closed {
+                child.complete_by(act);
+            }
+        }
+        self.settle_child(entry, out);
+    }
+
+    pub(super) fn left_syn_received(
+        &mut self,
+        at: At,
+        act: Box<PassiveOpen>,
+        out: &mut Vec<HandshakeUpdate>,
+    ) {
+        let mut entry = match self.take_life(at, out) {
+            Some(entry) => match &entry.kind {
+                Kind::Active(open)
+                    if !open.is_over() && act.listener.is_none() && act.queued_ns.is_none() =>
+                {
+                    self.crossed_syn_received(at, entry, act, out);
+                    return;
+                }
+                Kind::Child(child) if child.established_ns.is_none() && !child.closed => entry,
+                Kind::Child(_) if entry.identity.is_named_by(at.socket) => {
+                    self.settle_child(entry, out);
+                    return;
+                }
+                Kind::Queued(_) if entry.identity.is_named_by(at.socket) => {
+                    self.table.put(entry, Patience::Forever, self.clock_ns);
+                    return;
+                }
+                _ => {
+                    self.finish(entry, Why::Displaced, out);
+                    self.begin_child(at, act.queued_ns)
+                }
+            },
+            None => self.begin_child(at, act.queued_ns),
+        };
+        entry.identity.fed_by(at);
+        if let Kind::Child(child) = &mut entry.kind {
+            child.listener_process = self.listeners.owner(act.listener).or(child.listener_process.take());
+            match act.new_state {
+                Some(TcpState::Established) => child.established_ns = Some(at.time_ns),
+                _ => child.closed = true,
+            }
+            child.complete_by(act);
+        }
+        self.settle_child(entry, out);
+    }
+
+    /// A request sock died half open. Its address is not a socket's, so it meets no entry, and its record
+    /// needs nothing more.
+    pub(super) fn request_died(&mut self, at: At, act: Box<PassiveOpen>, out: &mut Vec<HandshakeUpdate>) {
+        let mut child = Child {
+            closed: true,
+            request_died: true,
+            listener_process: self.listeners.owner(act.listener),
+            ..Child::default()
+        };
+        child.complete_by(act);
+        let entry = self.begin(at, at.time_ns, Kind::Child(Box::new(child)));
+        self.finish(entry, Why::Ended, out);
+    }
+
+    pub(super) fn accepted(&mut self, at: At, act: Accepted, out: &mut Vec<HandshakeUpdate>) {
+        let mut entry = match self.take_life(at, out) {
+            Some(Entry { identity, kind }) => match kind {
+                Kind::Child(_) => Entry { identity, kind },
+                Kind::Queued(child) => {
+                    self.counts.queued -= 1;
+                    let reset = act.reset_ns.is_some();
+                    let leaving = Leaving {
+                        outcome: if reset { AcceptOutcome::ResetInQueue } else { AcceptOutcome::Accepted },
+                        process: act.process,
+                        queued_ns: act.queued_ns,
+                    };
+                    self.left_queue(at, identity, *child, leaving, out);
+                    return;
+                }
+                Kind::Active(_) => {
+                    self.finish(Entry { identity, kind }, Why::Displaced, out);
+                    self.begin_child(at, act.queued_ns)
+                }
+            },
+            None if self.given_up.covers(act.queued_ns) => {
+                self.counts.unmatched += 1;
+                return;
+            }
+            None => self.begin_child(at, act.queued_ns),
+        };
+        entry.identity.fed_by(at);
+        if let Kind::Child(child) = &mut entry.kind {
+            child.ends = complete_ends(child.ends, act.ends);
+            child.queued_ns = act.queued_ns.or(child.queued_ns);
+            child.reset_in_queue |= act.reset_ns.is_some();
+            if child.taken.is_none() {
+                child.taken = Some((at.time_ns, act.process));
+            }
+        }
+        self.settle_child(entry, out);
+    }
+
+    pub(super) fn child_destroyed(&mut self, at: At, act: ChildDestroyed, out: &mut Vec<HandshakeUpdate>) {
+        let mut entry = match self.take_life(at, out) {
+            Some(Entry { identity, kind }) => match kind {
+                Kind::Child(_) => Entry { identity, kind },
+                Kind::Queued(child) => {
+                    self.counts.queued -= 1;
+                    let leaving = Leaving {
+                        outcome: AcceptOutcome::NeverAccepted,
+                        process: None,
+                        queued_ns: act.queued_ns,
+                    };
+                    self.left_queue(at, identity, *child, leaving, out);
+                    return;
+                }
+                Kind::Active(_) => {
+                    self.finish(Entry { identity, kind }, Why::Displaced, out);
+                    self.begin_child(at, act.queued_ns)
+                }
+            },
+            None if self.given_up.covers(act.queued_ns) => {
+                self.counts.unmatched += 1;
+                return;
+            }
+            None => self.begin_child(at, act.queued_ns),
+        };
+        entry.identity.fed_by(at);
+        if let Kind::Child(child) = &mut entry.kind {
+            child.ends = complete_ends(child.ends, act.ends);
+            child.queued_ns = child.queued_ns.or(act.queued_ns);
+            child.reset_in_queue |= act.reset_ns.is_some();
+            child.destroyed = true;
+        }
+        self.settle_child(entry, out);
+    }
+
+    fn begin_child(&mut self, at: At, queued_ns: Option<u64>) -> Entry {
+        let seen_late = self.listeners.forget_child(at.socket.address);
+        let child = Child { seen_late, ..Child::default() };
+        self.begin(at, queued_ns.unwrap_or(at.time_ns), Kind::Child(Box::new(child)))
+    }
+
+    /// Writes the record if nothing more is worth waiting for.
+    fn settle_child(&mut self, entry: Entry, out: &mut Vec<HandshakeUpdate>) {
+        let Kind::Child(child) = &entry.kind else { return self.finish(entry, Why::Ended, out) };
+        if child.destroyed || child.closed {
+            self.finish(entry, Why::Ended, out);
+        } else if child.established_ns.is_some() {
+            if child.is_in_queue() {
+                self.keep(entry, Patience::Accept, out);
+            } else {
+                self.finish(entry, Why::Ended, out);
+            }
+        } else if child.taken.is_some() && !child.half_open.as_ref().is_some_and(|open| open.fast_open) {
+            // accept() returns no child before it is ESTABLISHED unless by Fast Open: the event was lost, or
+            // it was before our time. If it is only late it still gets in.
+            self.keep(entry, Patience::Wake, out);
+        } else {
+            self.keep(entry, Patience::Silence, out);
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Records out of what is known: phases, round trip, retransmissions, flags.
+//!
+//! The last step of the tracker. What a newcomer would get wrong: each number is from one act to another,
+//! and one that can't be told apart from a wrong one is absent: no subtraction wraps, no 0 stands for
+//! unknown, and nothing that includes a retransmission is a round trip (Karn, RFC 6298 section 3).
+
+use handshake_common::{event::Attach, tcp::TcpState};
+
+use super::{
+    active_open::ActiveOpen,
+    entry::between,
+    passive_open::Child,
+    verdict::{self, Verdict, errno},
+};
+use crate::model::{
+    handshake::{AcceptQueue, Handshake, Isn, Key, Phases, Retransmits},
+    observation::Agreed,
+    outcome::{EvidenceKind, Flag, Outcome, Role},
+};
+
+/// What the record needs and the handshake itself doesn't know.
+#[derive(Clone, Copy)]
+pub(super) struct Head {
+    pub(super) key: Key,
+    pub(super) attach: Option<Attach>,
+    /// When the first event of it happened: its beginning if nothing better is known.
+    pub(super) since_ns: u64,
+    /// Events were lost while it was open.
+    pub(super) events_lost: bool,
+    /// What to say if it has not ended by itself.
+    pub(super) cut_short: EvidenceKind,
+}
+
+impl Head {
+    fn incomplete(self) -> Verdict {
+        Verdict::new(Outcome::Incomplete, self.cut_short)
+    }
+}
+
+/// The record of an active open.
+pub(super) fn of_active_open(open: ActiveOpen, head: Head) -> Handshake {
+    let verdict = judge_active(&open).unwrap_or(head.incomplete());
+    let established = verdict.outcome == Outcome::Established;
+    let (end_ns, end) = open.end.map_or((None, None), |(time_ns, end)| (Some(time_ns), Some(end)));
+    let (crossed_ns, crossed) =
+        open.crossed.map_or((None, None), |(time_ns, left)| (Some(time_ns), Some(left)));
+    let is_crossed =
+        crossed.is_some() || end.as_ref().is_some_and(|end| end.new_state == TcpState::SynReceived);
+
+    // A call that failed before any SYN, though a mode without a hook on the SYN itself took the change to
+    // SYN-SENT for one.
+    let no_syn = open.failed.is_some()
+        || verdict.kind == EvidenceKind::ConnectReturned && verdict.errno == Some(errno::EADDRNOTAVAIL);
+    let syn_ns = open.syn_sent_ns.filter(|_| !no_syn);
+    let syn_left = !no_syn && (syn_ns.is_some() || open.seen_late || open.syn_retransmits > 0);
+    let established_ns = if is_crossed { crossed_ns } else { end_ns }.filter(|_| established);
+    let by_reset = verdict.kind == EvidenceKind::ResetReceived;
+    // Only a segment is an answer: what an ICMP ended has no wire time, nor has a close.
+    let answered_ns = (established || by_reset || is_crossed)
+        .then(|| end.as_ref().and_then(|end| end.answered_ns).or(end_ns))
+        .flatten();
+    let wire_ns = between(syn_ns, answered_ns);
+    let syns = syn_left.then(|| open.syn_retransmits.saturating_add(1));
+
+    let agreed = agreed_by(end.as_ref().map(|end| end.agreed), crossed.as_ref().map(|left| left.agreed));
+    let isn = Isn { local: agreed.local_isn.or(open.local_isn), remote: agreed.remote_isn };
+    let id = match (isn.local, isn.remote) {
+        (Some(local), Some(remote)) if is_crossed => Some(join(local.min(remote), local.max(remote))),
+        (Some(local), Some(remote)) => Some(join(local, remote)),
+        _ => None,
+    };
+    let over = end.is_some() || is_crossed;
+    let non_blocking = over && (open.returned_early || end.as_ref().is_some_and(|end| end.call_returned));
+    let called_ns = open.called_ns;
+    let began_ns = if open.deferred { syn_ns.or(called_ns) } else { called_ns.or(syn_ns) };
+    Handshake {
+        key: head.key,
+        id,
+        began_ns: began_ns.unwrap_or(head.since_ns),
+        role: if is_crossed { Role::Simultaneous } else { Role::Client },
+        outcome: verdict.outcome,
+        evidence: verdict.evidence(syns, None),
+        local: open.ends.local,
+        remote: open.ends.remote,
+        netns: open.ends.netns,
+        process: open.process,
+        latency_ns: between(syn_ns, established_ns),
+        // In a simultaneous open the SYN that came is no answer to ours.
+        rtt_ns: wire_ns.filter(|_| open.syn_retransmits == 0 && !is_crossed),
+        phases: Phases {
+            local_ns: if open.deferred { None } else { between(called_ns, syn_ns) },
+            wire_ns,
+            wake_ns: between(established_ns, open.returned.map(|(time_ns, _)| time_ns)),
+            ..Phases::default()
+        },
+        retransmits: Retransmits {
+            syn: syn_left.then_some(open.syn_retransmits),
+            waited_ns: match open.syn_retransmits {
+                _ if !syn_left => None,
+                0 => Some(0),
+                _ => between(syn_ns, open.last_retransmit_ns),
+            },
+            ..Retransmits::default()
+        },
+        isn,
+        options: agreed.options.filter(|_| established),
+        accept_queue: None,
+        flags: flags([
+            (open.own, Flag::Own),
+            (open.ends.v4_mapped, Flag::V4Mapped),
+            (open.fast_open, Flag::FastOpen),
+            (is_crossed, Flag::SimultaneousOpen),
+            (open.seen_late, Flag::SeenLate),
+            (non_blocking, Flag::NonBlocking),
+            (head.events_lost, Flag::EventsLost),
+        ]),
+        attach: head.attach,
+    }
+}
+
+fn judge_active(open: &ActiveOpen) -> Option<Verdict> {
+    if let Some(number) = open.failed {
+        return Some(verdict::failed_before_syn(number));
+    }
+    let left_syn_sent = open.end.as_ref().map(|(_, end)| (end.new_state, end));
+    match (left_syn_sent, &open.crossed) {
+        (Some((TcpState::Established, _)), _) => Some(Verdict::established()),
+        (Some((TcpState::Closed, end)), _) => {
+            let returned = open.returned.map(|(_, number)| number);
+            verdict::left_syn_sent_for_closed(end, open.syn_left(), returned)
+        }
+        (_, Some((_, left))) if left.new_state == Some(TcpState::Established) => Some(Verdict::established()),
+        (_, Some((_, left))) => {
+            verdict::left_syn_received(left, EvidenceKind::RetransmitTimeout).or_else(|| {
+                // No error on the socket: the application closed it between the two SYNs and the ACK.
+                let closed = left.new_state == Some(TcpState::Closed) && left.sk_err == Some(0);
+                closed.then(|| Verdict::new(Outcome::Cancelled, EvidenceKind::ClosedInSynSent))
+            })
+        }
+        _ => None,
+    }
+}
+
+/// The record of a passive open.
+pub(super) fn of_child(child: Child, head: Head) -> Handshake {
+    let verdict = judge_child(&child).unwrap_or(head.incomplete());
+    let known = child.half_open.as_deref();
+    let fast_open = known.is_some_and(|open| open.fast_open);
+    let syn_cookie = known.is_some_and(|open| open.syn_cookie);
+    let defer_accept = known.is_some_and(|open| open.defer_accept);
+    let syn_ns = known.and_then(|open| open.syn_ns);
+    let synack_ns = known.and_then(|open| open.synack_ns);
+    let final_ack_ns = known.and_then(|open| open.final_ack_ns);
+    let established_ns = child.established_ns;
+    let retransmits = known.map_or(0, |open| open.synack_retransmits);
+    let ack_ns = between(synack_ns, final_ack_ns.or(established_ns));
+    let blurred = retransmits > 0
+        || syn_cookie
+        || defer_accept
+        || fast_open
+        || known.and_then(|open| open.syns_seen).is_some_and(|syns| syns > 1);
+    let counts_syn_acks = known.is_some() && !syn_cookie;
+    let late_start = syn_ns.is_none() && synack_ns.is_some();
+    let syn_not_seen = known.is_some_and(|open| open.syn_not_seen);
+
+    let agreed = known.map(|open| open.agreed).unwrap_or_default();
+    let isn = Isn { local: agreed.local_isn, remote: agreed.remote_isn };
+    let id = match (isn.remote, isn.local) {
+        (Some(client), Some(server)) => Some(join(client, server)),
+        _ => None,
+    };
+    let listener_process = child.listener_process;
+    let (taken_ns, acceptor) = child.taken.map_or((None, None), |(time_ns, who)| (Some(time_ns), who));
+    Handshake {
+        key: head.key,
+        id,
+        began_ns: syn_ns.or(synack_ns).or(child.queued_ns).or(final_ack_ns).unwrap_or(head.since_ns),
+        role: Role::Server,
+        outcome: verdict.outcome,
+        evidence: verdict.evidence(None, counts_syn_acks.then(|| u32::from(retransmits).saturating_add(1))),
+        local: child.ends.local,
+        remote: child.ends.remote,
+        netns: child.ends.netns,
+        process: acceptor.or_else(|| listener_process.map(|process| (*process).clone())),
+        latency_ns: between(syn_ns.or(synack_ns), established_ns),
+        rtt_ns: ack_ns.filter(|_| !blurred),
+        phases: Phases {
+            synack_ns: synack_phase(syn_ns, synack_ns),
+            ack_ns,
+            accept_ns: between(child.queued_ns, taken_ns),
+            ..Phases::default()
+        },
+        retransmits: Retransmits {
+            syn: None,
+            syn_ack: counts_syn_acks.then_some(u32::from(retransmits)),
+            syn_seen: known.and_then(|open| open.syns_seen).map(u32::from),
+            waited_ns: match retransmits {
+                _ if !counts_syn_acks => None,
+                0 => Some(0),
+                _ => between(synack_ns, known.and_then(|open| open.last_retransmit_ns)),
+            },
+        },
+        isn,
+        options: agreed.options.filter(|_| established_ns.is_some()),
+        accept_queue: known
+            .filter(|_| child.queued_ns.is_some())
+            .and_then(|open| open.accept_queue_limit.map(|limit| (open.accept_queue_length, limit)))
+            .map(|(before, limit)| AcceptQueue { length: before.saturating_add(1), limit }),
+        flags: flags([
+            (child.own, Flag::Own),
+            (child.ends.v4_mapped, Flag::V4Mapped),
+            (syn_cookie, Flag::SynCookie),
+            (fast_open, Flag::FastOpen),
+            (defer_accept, Flag::DeferAccept),
+            (child.reset_in_queue, Flag::ResetInQueue),
+            (child.seen_late || syn_not_seen, Flag::SeenLate),
+            (late_start && !syn_not_seen, Flag::SynTimeLost),
+            (head.events_lost, Flag::EventsLost),
+        ]),
+        attach: head.attach,
+    }
+}
+
+fn judge_child(child: &Child) -> Option<Verdict> {
+    let known = child.half_open.as_deref();
+    if child.established_ns.is_none() && child.closed {
+        let open = known?;
+        return verdict::left_syn_received(open, EvidenceKind::SynAckTimeout).or_else(|| {
+            // The listener closed, or the request was dropped for a reason that no hook told.
+            child.request_died.then(|| Verdict::new(Outcome::Incomplete, EvidenceKind::RequestDropped))
+        });
+    }
+    if child.destroyed {
+        return Some(Verdict::new(Outcome::NeverAccepted, EvidenceKind::ChildDestroyed));
+    }
+    if child.established_ns.is_some() {
+        return Some(Verdict::established());
+    }
+    let may_be_half_open = known.is_some_and(|open| open.fast_open);
+    (child.taken.is_some() && !may_be_half_open)
+        .then(|| Verdict::new(Outcome::Established, EvidenceKind::AcceptReturned))
+}
+
+/// The kernel stamps a SYN-ACK in whole microseconds, rounded down: one that was sent within the microsecond
+/// of its SYN seems to be earlier, by less than 1 us, and took no longer than that.
+fn synack_phase(syn_ns: Option<u64>, synack_ns: Option<u64>) -> Option<u64> {
+    let (syn_ns, synack_ns) = (syn_ns?, synack_ns?);
+    match synack_ns.checked_sub(syn_ns) {
+        None if syn_ns - synack_ns < 1_000 => Some(0),
+        phase => phase,
+    }
+}
+
+/// What the later event says, completed by the earlier one.
+fn agreed_by(earlier: Option<Agreed>, later: Option<Agreed>) -> Agreed {
+    let (earlier, later) = (earlier.unwrap_or_default(), later.unwrap_or_default());
+    Agreed {
+        local_isn: later.local_isn.or(earlier.local_isn),
+        remote_isn: later.remote_isn.or(earlier.remote_isn),
+        srtt_us: later.srtt_us.or(earlier.srtt_us),
+        options: later.options.or(earlier.options),
+    }
+}
+
+/// `id` of both ends: first in the high half, second in the low one.
+fn join(first: u32, second: u32) -> u64 {
+    u64::from(first) << 32 | u64::from(second)
+}
+
+fn flags<const N: usize>(marks: [(bool, Flag); N]) -> Vec<Flag> {
+    let mut flags: Vec<Flag> = marks.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).collect();
+    flags.sort_unstable();
+    flags
+}
