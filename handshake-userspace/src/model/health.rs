@@ -49,7 +49,7 @@ pub struct Health {
     pub sink_dropped: u64,
     /// Server records that a filter by process could not judge: nobody ever accepted.
     pub filtered_unknown: u64,
-    /// Records that reached the sinks, by outcome.
+    /// Handshakes that the filters let through, by outcome.
     pub outcomes: BTreeMap<&'static str, u64>,
 }
 

@@ -3,9 +3,12 @@
 //! What a newcomer would get wrong: a source hands on raw bytes and clocks, unjudged. Whether they make
 //! sense is `decode`'s business, so that a recording keeps even what we could not decode.
 
+pub mod recording;
 pub mod ring_buffer;
 
 use bytes::Bytes;
+
+use handshake_common::counter::{CpuCounters, SLOTS};
 
 use crate::model::observation::ClockAnchor;
 
@@ -21,6 +24,25 @@ pub enum SourceItem {
     },
     /// The clocks read together, again every few seconds.
     Anchor(ClockAnchor),
+    /// The kernel side's counters as they were read. The pipeline reads them, not the ring buffer: a live
+    /// source never gives this, a recording does.
+    Counters(Box<CounterReading>),
+}
+
+/// The kernel side's counters at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CounterReading {
+    /// By CPU number, then by [`handshake_common::counter::Counter`].
+    pub by_cpu: Vec<[u64; SLOTS]>,
+    /// Hits of our programs that the kernel skipped; `None` where the kernel doesn't say.
+    pub missed_probes: Option<u64>,
+}
+
+impl CounterReading {
+    /// Takes what the kernel side's mapped counters said.
+    pub fn new(by_cpu: &[CpuCounters], missed_probes: Option<u64>) -> Self {
+        CounterReading { by_cpu: by_cpu.iter().map(|cpu| cpu.slots).collect(), missed_probes }
+    }
 }
 
 /// Something that gives events.
@@ -42,6 +64,9 @@ pub enum SourceError {
     /// The ring buffer could not be polled.
     #[error("the ring buffer cannot be read: {0}")]
     RingBuffer(std::io::Error),
+    /// The thread that reads a recording could not be started.
+    #[error("no thread for reading the recording: {0}")]
+    Thread(std::io::Error),
     /// A recording could not be read.
     #[error("the recording is damaged at byte {offset}: {problem}")]
     Recording {

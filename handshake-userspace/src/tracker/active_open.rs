@@ -119,7 +119,12 @@ impl Tracker {
 
     pub(super) fn left_syn_sent(&mut self, at: At, act: Box<LeftSynSent>, out: &mut Vec<HandshakeUpdate>) {
         let mut entry = match self.take_life(at, out) {
-            Some(entry) if matches!(&entry.kind, Kind::Active(open) if open.end.is_none()) => entry,
+            Some(entry)
+                if matches!(&entry.kind, Kind::Active(open) if open.end.is_none()
+                    && (open.failed.is_none() || act.new_state == TcpState::Closed)) =>
+            {
+                entry
+            }
             Some(entry) if entry.identity.is_named_by(at.socket) && matches!(entry.kind, Kind::Active(_)) => {
                 // Told twice; the first time counts.
                 self.settle_active(entry, out);

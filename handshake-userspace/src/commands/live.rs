@@ -1,0 +1,166 @@
+//! `trace` and `record`: from the running kernel to the sinks.
+//!
+//! What a newcomer would get wrong: the line `tracing: ...` on stderr is a contract. Scripts wait for it,
+//! because a handshake before it may not have been seen, so it is written even with `--quiet`.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    future,
+    io::{self, IsTerminal},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use handshake_common::event::{ABI_VERSION, Attach};
+
+use super::output;
+use crate::{
+    cli::plan::Plan,
+    kernel::{self, HookStatus, LiveTrace},
+    pipeline::{self, Feed, WhenFull, filter::Gate, notice, shutdown},
+    source::recording::{
+        format::{RecordingHeader, boot_number},
+        writer::Recorder,
+    },
+};
+
+/// Traces until told to stop; with a path, keeps the raw events there.
+pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let records_on_stdout = recording.is_none() || !plan.output.quiet;
+    let sinks = output::sinks(&plan, records_on_stdout)?;
+    let file = recording
+        .map(|path| {
+            create(path).with_context(|| format!("the recording {} cannot be created", path.display()))
+        })
+        .transpose()?;
+    let header = header();
+    let ending = super::runtime()?.block_on(async {
+        let (stop, reopen) =
+            shutdown::install(plan.output.file.is_some()).context("signals cannot be caught")?;
+        let LiveTrace { source, counters, hooks, cpus, ring_bytes, .. } = kernel::start(&plan.trace)?;
+        notice::say(&tracing_line(&hooks, cpus, ring_bytes));
+        for line in not_shown(&hooks).into_iter().filter(|_| plan.verbosity != 0) {
+            notice::say(&line);
+        }
+        let recorder = file
+            .map(|file| {
+                Recorder::start(file, &RecordingHeader { hooks: hook_texts(&hooks), ..header.clone() })
+            })
+            .transpose()
+            .context("the recording cannot be written")?;
+        let time_is_up = async {
+            match plan.duration {
+                Some(duration) => tokio::time::sleep(duration).await,
+                None => future::pending().await,
+            }
+        };
+        let shutdown = async {
+            tokio::select! {
+                () = stop => {}
+                () = time_is_up => {}
+            }
+        };
+        let flow = pipeline::Plan {
+            boot: header.boot(),
+            waiting: waiting(&plan),
+            gate: Gate::new(plan.filter.clone(), plan.tail),
+            count: plan.count,
+            stream_limit_ns: None,
+            when_full: WhenFull::Drop,
+        };
+        let feed = Feed { source, counters: Some(counters), recorder };
+        let ending = pipeline::run(feed, flow, sinks, shutdown, reopen).await;
+        ending.context("the pipeline cannot start")
+    })?;
+    output::finish(&plan.output, ending)
+}
+
+/// A recording holds sequence numbers of live connections, so it is for its owner only.
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+fn header() -> RecordingHeader {
+    let system = rustix::system::uname();
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    if boot_number(&boot_id) == 0 {
+        log::warn!("the boot id cannot be read; keys of records begin with 0");
+    }
+    RecordingHeader {
+        kernel_release: system.release().to_string_lossy().into_owned(),
+        architecture: system.machine().to_string_lossy().into_owned(),
+        boot_id: boot_id.trim().to_owned(),
+        abi_version: ABI_VERSION,
+        hooks: Vec::new(),
+    }
+}
+
+fn hook_texts(hooks: &[HookStatus]) -> Vec<(String, String)> {
+    hooks
+        .iter()
+        .map(|hook| {
+            let attached = hook.attached.map_or("missing", attach_name);
+            (hook.hook.to_owned(), format!("{attached} {}", hook.symbols.join(" ")).trim_end().to_owned())
+        })
+        .collect()
+}
+
+/// How a hook is attached, in a word.
+pub(super) fn attach_name(attach: Attach) -> &'static str {
+    match attach {
+        Attach::Common => "tp_btf",
+        Attach::Fentry => "fentry",
+        Attach::Kprobe => "kprobe",
+        Attach::Tracepoint => "tracepoint",
+    }
+}
+
+/// `tracing: fentry on 19 of 20 hooks, 4 CPUs, 1 MiB ring; missing: accept_waiting`
+fn tracing_line(hooks: &[HookStatus], cpus: usize, ring_bytes: u32) -> String {
+    let mut by_mode: BTreeMap<Attach, usize> = BTreeMap::new();
+    for attach in hooks.iter().filter_map(|hook| hook.attached) {
+        *by_mode.entry(attach).or_default() += 1;
+    }
+    let attached: usize = by_mode.values().sum();
+    // BTF tracepoints belong to every mode and the snapshot is no hook: neither says how we trace.
+    by_mode.remove(&Attach::Common);
+    if by_mode.len() > 1 && hooks.iter().filter(|hook| hook.attached == Some(Attach::Tracepoint)).count() == 1
+    {
+        by_mode.remove(&Attach::Tracepoint);
+    }
+    let modes: Vec<&str> = by_mode.keys().map(|attach| attach_name(*attach)).collect();
+    let mut line = format!("tracing: {} on {attached} of {} hooks", modes.join(" and "), hooks.len());
+    if cpus != 0 {
+        line.push_str(&format!(", {cpus} CPUs"));
+    }
+    line.push_str(&format!(", {} KiB ring", ring_bytes / 1024));
+    let missing: Vec<&str> =
+        hooks.iter().filter(|hook| hook.attached.is_none()).map(|hook| hook.hook).collect();
+    if !missing.is_empty() {
+        line.push_str(&format!("; missing: {} (see `handshake doctor`)", missing.join(", ")));
+    }
+    line
+}
+
+fn not_shown(hooks: &[HookStatus]) -> Vec<String> {
+    hooks
+        .iter()
+        .filter(|hook| hook.attached.is_none())
+        .map(|hook| format!("  without {}: {}", hook.hook, hook.without_it))
+        .collect()
+}
+
+fn waiting(plan: &Plan) -> Option<String> {
+    if plan.output.quiet || !io::stderr().is_terminal() {
+        return None;
+    }
+    let filtered = plan.filter != pipeline::filter::RecordFilter::default();
+    Some(if filtered {
+        "waiting: no handshake yet that the filters let through".to_owned()
+    } else {
+        "waiting: no handshake yet; `cargo xtask demo` makes some".to_owned()
+    })
+}

@@ -1,0 +1,385 @@
+//! The records as serde sees them: borrowed from the model, with the names and the order of the contract.
+//!
+//! The model derives no `Serialize` on purpose: renaming a field there must not change what other programs
+//! read. What a newcomer would get wrong: the order of the fields here is the order in the line.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fmt::{self, Display},
+    net::{IpAddr, SocketAddr},
+};
+
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+
+use super::words;
+use crate::{
+    model::{handshake as model, health, outcome::Outcome, process},
+    sinks::{self, WallTime, errno},
+};
+
+/// Raised when a reader of the old records would read the new ones wrongly.
+const SCHEMA: u32 = 1;
+
+#[derive(Serialize)]
+pub(super) struct Handshake<'a> {
+    schema: u32,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<Shown<Time>>,
+    key: Shown<Key>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Shown<Id>>,
+    role: &'static str,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evidence: Option<Evidence>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local: Option<End>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote: Option<End>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process: Option<Process<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rtt_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    phases: Option<Phases>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retransmits: Option<Retransmits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    isn: Option<Isn>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options: Option<Options>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accept_queue: Option<AcceptQueue>,
+    flags: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attach: Option<&'static str>,
+}
+
+impl<'a> Handshake<'a> {
+    pub(super) fn new(handshake: &'a model::Handshake, time: WallTime) -> Self {
+        let phases = &handshake.phases;
+        let again = &handshake.retransmits;
+        let isn = &handshake.isn;
+        Handshake {
+            schema: SCHEMA,
+            kind: "handshake",
+            time: shown_time(time),
+            key: Shown(Key(handshake.key)),
+            id: handshake.id.map(|id| Shown(Id(id))),
+            role: words::role(handshake.role),
+            outcome: words::outcome(handshake.outcome),
+            // What "established" rests on is always the same.
+            evidence: (handshake.outcome != Outcome::Established).then(|| Evidence {
+                kind: words::evidence(handshake.evidence.kind),
+                errno: handshake.evidence.errno.map(errno::name),
+                syns: handshake.evidence.syns,
+                syn_acks: handshake.evidence.syn_acks,
+            }),
+            local: handshake.local.map(End::new),
+            remote: handshake.remote.map(End::new),
+            netns: handshake.netns,
+            process: handshake.process.as_ref().map(Process::new),
+            latency_ns: handshake.latency_ns,
+            rtt_ns: handshake.rtt_ns,
+            phases: (*phases != model::Phases::default()).then_some(Phases {
+                local_ns: phases.local_ns,
+                wire_ns: phases.wire_ns,
+                wake_ns: phases.wake_ns,
+                synack_ns: phases.synack_ns,
+                ack_ns: phases.ack_ns,
+                accept_ns: phases.accept_ns,
+            }),
+            retransmits: (*again != model::Retransmits::default()).then_some(Retransmits {
+                syn: again.syn,
+                syn_ack: again.syn_ack,
+                syn_seen: again.syn_seen,
+                waited_ns: again.waited_ns,
+            }),
+            isn: (*isn != model::Isn::default()).then_some(Isn { local: isn.local, remote: isn.remote }),
+            options: handshake.options.map(|options| Options {
+                mss: options.mss,
+                window_scale: options.window_scale.map(|(local, remote)| WindowScale { local, remote }),
+                sack: options.sack,
+                timestamps: options.timestamps,
+            }),
+            accept_queue: handshake
+                .accept_queue
+                .map(|queue| AcceptQueue { length: queue.length, limit: queue.limit }),
+            flags: handshake.flags.iter().map(|flag| words::flag(*flag)).collect(),
+            attach: words::attach(handshake.attach),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Accept<'a> {
+    schema: u32,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<Shown<Time>>,
+    key: Shown<Key>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Shown<Id>>,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local: Option<End>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote: Option<End>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process: Option<Process<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wait_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attach: Option<&'static str>,
+}
+
+impl<'a> Accept<'a> {
+    pub(super) fn new(accept: &'a model::Accept, time: WallTime) -> Self {
+        Accept {
+            schema: SCHEMA,
+            kind: "accept",
+            time: shown_time(time),
+            key: Shown(Key(accept.key)),
+            id: accept.id.map(|id| Shown(Id(id))),
+            outcome: words::accept_outcome(accept.outcome),
+            local: accept.local.map(End::new),
+            remote: accept.remote.map(End::new),
+            netns: accept.netns,
+            process: accept.process.as_ref().map(Process::new),
+            wait_ns: accept.wait_ns,
+            attach: words::attach(accept.attach),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Health<'a> {
+    schema: u32,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<Shown<Time>>,
+    seen: u64,
+    established: u64,
+    failed: u64,
+    in_flight: u64,
+    incomplete: u64,
+    queued: u64,
+    lost: u64,
+    unmatched: u64,
+    table_full: u64,
+    late: u64,
+    outcomes: &'a BTreeMap<&'static str, u64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    kernel: &'a BTreeMap<&'static str, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ring_full_by_cpu: Option<&'a BTreeMap<u32, u64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missed_probes: Option<u64>,
+    undecodable: u64,
+    unknown_kind: u64,
+    sink_dropped: u64,
+    filtered_unknown: u64,
+}
+
+impl<'a> Health<'a> {
+    pub(super) fn new(health: &'a health::Health, time: WallTime) -> Self {
+        let tracker = &health.tracker;
+        Health {
+            schema: SCHEMA,
+            kind: "health",
+            time: shown_time(time),
+            seen: tracker.seen,
+            established: tracker.established,
+            failed: tracker.failed,
+            in_flight: tracker.in_flight,
+            incomplete: tracker.incomplete,
+            queued: tracker.queued,
+            lost: health.lost(),
+            unmatched: tracker.unmatched,
+            table_full: tracker.table_full,
+            late: tracker.late,
+            outcomes: &health.outcomes,
+            kernel: &health.kernel,
+            ring_full_by_cpu: (!health.kernel.is_empty()).then_some(&health.ring_full_by_cpu),
+            missed_probes: health.missed_probes,
+            undecodable: health.undecodable,
+            unknown_kind: health.unknown_kind,
+            sink_dropped: health.sink_dropped,
+            filtered_unknown: health.filtered_unknown,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Lost<'a> {
+    schema: u32,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<Shown<Time>>,
+    total: u64,
+    grown: u64,
+    causes: &'a BTreeMap<&'static str, u64>,
+}
+
+impl<'a> Lost<'a> {
+    pub(super) fn new(lost: &'a sinks::Lost, time: WallTime) -> Self {
+        Lost {
+            schema: SCHEMA,
+            kind: "lost",
+            time: shown_time(time),
+            total: lost.total,
+            grown: lost.grown,
+            causes: &lost.causes,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Evidence {
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errno: Option<Cow<'static, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    syns: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    syn_acks: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct End {
+    address: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+}
+
+impl End {
+    fn new(end: SocketAddr) -> Self {
+        // Port 0 is no port: it was not chosen, or is not known any more.
+        End { address: end.ip(), port: (end.port() != 0).then(|| end.port()) }
+    }
+}
+
+#[derive(Serialize)]
+struct Process<'a> {
+    pid: u32,
+    tid: u32,
+    comm: &'a str,
+    uid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup_id: Option<Shown<u64>>,
+}
+
+impl<'a> Process<'a> {
+    fn new(process: &'a process::Process) -> Self {
+        Process {
+            pid: process.pid,
+            tid: process.tid,
+            comm: process.comm.as_str(),
+            uid: process.uid,
+            cgroup_id: process.cgroup_id.map(Shown),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Phases {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wire_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wake_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    synack_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ack_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accept_ns: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Retransmits {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    syn: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    syn_ack: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    syn_seen: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waited_ns: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Isn {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Options {
+    mss: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window_scale: Option<WindowScale>,
+    sack: bool,
+    timestamps: bool,
+}
+
+#[derive(Serialize)]
+struct WindowScale {
+    local: u8,
+    remote: u8,
+}
+
+#[derive(Serialize)]
+struct AcceptQueue {
+    length: u32,
+    limit: u32,
+}
+
+/// Serialises as the string that it displays, without building that string first.
+struct Shown<T>(T);
+
+impl<T: Display> Serialize for Shown<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+struct Time(Timestamp);
+
+impl Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.9}", self.0)
+    }
+}
+
+fn shown_time(time: WallTime) -> Option<Shown<Time>> {
+    Timestamp::from_nanosecond(i128::from(time?)).ok().map(|time| Shown(Time(time)))
+}
+
+struct Key(model::Key);
+
+impl Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{}", self.0.boot, self.0.counter)
+    }
+}
+
+struct Id(u64);
+
+impl Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}

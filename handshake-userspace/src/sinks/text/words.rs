@@ -1,0 +1,170 @@
+//! How outcomes, phases and retransmissions read in the tail.
+//!
+//! Words of TCP and of the evidence, never a guess about its cause. What a newcomer would get wrong: a SYN
+//! that was sent again need not have been lost (its SYN-ACK may have been), so the tail says "sent again".
+
+use std::net::SocketAddr;
+
+use super::{duration::human, layout::Density};
+use crate::{
+    model::{
+        handshake::{Handshake, Phases, Retransmits},
+        outcome::{AcceptOutcome, Evidence, EvidenceKind, Flag, Outcome},
+    },
+    sinks::errno,
+};
+
+/// Address and port; an unknown port is `*`.
+pub fn end(end: Option<SocketAddr>) -> String {
+    match end {
+        None => "-".to_owned(),
+        Some(end) if end.port() != 0 => end.to_string(),
+        Some(SocketAddr::V4(end)) => format!("{}:*", end.ip()),
+        Some(SocketAddr::V6(end)) => format!("[{}]:*", end.ip()),
+    }
+}
+
+/// `local 8 µs + wire 41.0 ms + wake 5 µs`; where room is short the longest one and the sum of the others.
+pub fn phases(phases: &Phases, density: Density) -> String {
+    let known: Vec<(&str, u64)> = [
+        ("local", phases.local_ns),
+        ("wire", phases.wire_ns),
+        ("wake", phases.wake_ns),
+        ("synack", phases.synack_ns),
+        ("ack", phases.ack_ns),
+        ("accept", phases.accept_ns),
+    ]
+    .into_iter()
+    .filter_map(|(name, time)| Some((name, time?)))
+    .collect();
+    let Some((longest, time)) = known.iter().max_by_key(|(_, time)| *time).copied() else {
+        return "-".to_owned();
+    };
+    if density == Density::Wide {
+        let each: Vec<String> = known.iter().map(|(name, time)| format!("{name} {}", human(*time))).collect();
+        return each.join(" + ");
+    }
+    let rest: u64 = known.iter().filter(|(name, _)| *name != longest).map(|(_, time)| *time).sum();
+    match known.len() {
+        1 => format!("{longest} {}", human(time)),
+        _ => format!("{longest} {} + {}", human(time), human(rest)),
+    }
+}
+
+/// Whether anything was sent again, or came again.
+pub fn retransmitted(handshake: &Handshake) -> bool {
+    let again = &handshake.retransmits;
+    again.syn.unwrap_or(0) != 0 || again.syn_ack.unwrap_or(0) != 0 || again.syn_seen.unwrap_or(0) > 1
+}
+
+/// `0`, or the arithmetic: `1 SYN sent again, waited 1.000 s`.
+pub fn retransmits(again: &Retransmits) -> String {
+    let mut parts = Vec::new();
+    if let Some(count) = again.syn.filter(|count| *count != 0) {
+        parts.push(format!("{} sent again", counted(count, "SYN")));
+    }
+    if let Some(count) = again.syn_ack.filter(|count| *count != 0) {
+        parts.push(format!("{} sent again", counted(count, "SYN-ACK")));
+    }
+    if let Some(count) = again.syn_seen.filter(|count| *count > 1) {
+        parts.push(format!("SYN came {count} times"));
+    }
+    if parts.is_empty() {
+        let known = again.syn.is_some() || again.syn_ack.is_some();
+        return if known { "0" } else { "-" }.to_owned();
+    }
+    if let Some(waited) = again.waited_ns.filter(|waited| *waited != 0) {
+        parts.push(format!("waited {}", human(waited)));
+    }
+    parts.join(", ")
+}
+
+/// The outcome, for a failure with its evidence, then the flags.
+pub fn outcome(handshake: &Handshake) -> String {
+    let mut text = match handshake.outcome {
+        Outcome::Established => "established".to_owned(),
+        failure => format!("{}: {}", failure_word(failure), evidence(&handshake.evidence)),
+    };
+    for flag in &handshake.flags {
+        text.push_str(", ");
+        text.push_str(flag_words(*flag));
+    }
+    text
+}
+
+/// The fate of a queued child.
+pub fn accept_outcome(outcome: AcceptOutcome) -> &'static str {
+    match outcome {
+        AcceptOutcome::Accepted => "accepted",
+        AcceptOutcome::NeverAccepted => "never accepted: destroyed in the accept queue",
+        AcceptOutcome::ResetInQueue => "accepted after a RST in the accept queue",
+        AcceptOutcome::Incomplete => "incomplete: still queued when we stopped watching",
+    }
+}
+
+fn failure_word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Established => "established",
+        Outcome::Refused => "refused",
+        Outcome::TimedOut => "timed out",
+        Outcome::HostUnreachable => "host unreachable",
+        Outcome::NetUnreachable => "network unreachable",
+        Outcome::Reset => "reset",
+        Outcome::Cancelled => "cancelled",
+        Outcome::LocalError => "local error",
+        Outcome::NeverAccepted => "never accepted",
+        Outcome::Incomplete => "incomplete",
+    }
+}
+
+fn evidence(evidence: &Evidence) -> String {
+    let said = match evidence.kind {
+        EvidenceKind::StateEstablished => "reached ESTABLISHED".to_owned(),
+        EvidenceKind::ResetReceived => "RST received".to_owned(),
+        EvidenceKind::SocketError => "error on the socket, no RST seen".to_owned(),
+        EvidenceKind::RetransmitTimeout => match evidence.syns {
+            Some(syns) => format!("{} unanswered", counted(syns, "SYN")),
+            None => "SYNs unanswered".to_owned(),
+        },
+        EvidenceKind::ClosedInSynSent => match evidence.syns {
+            Some(syns) => format!("closed by the application after {}", counted(syns, "SYN")),
+            None => "closed by the application in SYN-SENT".to_owned(),
+        },
+        EvidenceKind::ConnectReturned => "connect() failed, no SYN sent".to_owned(),
+        EvidenceKind::SynAckTimeout => match evidence.syn_acks {
+            Some(syn_acks) => format!("{} unanswered", counted(syn_acks, "SYN-ACK")),
+            None => "SYN-ACKs unanswered".to_owned(),
+        },
+        EvidenceKind::RequestDropped => "half-open connection dropped".to_owned(),
+        EvidenceKind::ChildDestroyed => "destroyed in the accept queue".to_owned(),
+        EvidenceKind::AcceptReturned => "accept() returned it".to_owned(),
+        EvidenceKind::EventsLost => "we lost events".to_owned(),
+        EvidenceKind::NothingMoreSeen => "nothing more was seen".to_owned(),
+        EvidenceKind::StoppedWatching => "still open when we stopped watching".to_owned(),
+        EvidenceKind::TableFull => "our table was full".to_owned(),
+    };
+    match evidence.errno {
+        Some(number) if number != 0 => format!("{said} ({})", errno::name(number)),
+        _ => said,
+    }
+}
+
+fn flag_words(flag: Flag) -> &'static str {
+    match flag {
+        Flag::Own => "our own",
+        Flag::V4Mapped => "IPv4-mapped",
+        Flag::SynCookie => "SYN cookie",
+        Flag::FastOpen => "Fast Open",
+        Flag::SimultaneousOpen => "simultaneous open",
+        Flag::DeferAccept => "held back by TCP_DEFER_ACCEPT",
+        Flag::ResetInQueue => "RST in the accept queue",
+        Flag::SeenLate => "had begun before we watched",
+        Flag::NonBlocking => "non-blocking",
+        Flag::SynTimeLost => "time of the SYN unknown",
+        Flag::EventsLost => "details lost",
+    }
+}
+
+fn counted(count: u32, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}

@@ -1,0 +1,189 @@
+//! Passive opens up to ESTABLISHED, or to their end half open.
+
+use handshake_common::{event::Attach, tcp::TcpState};
+
+use super::script::*;
+use crate::model::outcome::{EvidenceKind, Flag, Outcome, Role};
+
+#[test]
+fn final_ack_establishes_and_accept_takes_the_child() {
+    let server = given_listener().syn().wait(9 * US).syn_ack().wait(40 * MS).final_ack();
+    let record = server.wait(31 * US).accept().expect(Outcome::Established);
+    assert_eq!(record.role, Role::Server);
+    assert_eq!(record.phases.synack_ns, Some(9 * US));
+    assert_eq!(record.phases.ack_ns, Some(40 * MS));
+    assert_eq!(record.phases.accept_ns, Some(33 * US), "from queued to accept()");
+    assert_eq!(record.latency_ns, Some(9 * US + 40 * MS + 3 * US));
+    assert_eq!(record.rtt_ns, Some(40 * MS));
+    assert_eq!((record.retransmits.syn_ack, record.retransmits.syn_seen), (Some(0), Some(1)));
+    assert_eq!((record.retransmits.syn, record.retransmits.waited_ns), (None, Some(0)));
+    assert_eq!(record.id, Some(0x0bad_f00d_dead_beef), "the client's ISN first, as the client has it");
+    assert_eq!(record.process.map(|process| process.pid), Some(81), "the acceptor, not the listener");
+    assert_eq!(record.accept_queue.map(|queue| (queue.length, queue.limit)), Some((1, 128)));
+    assert_eq!(record.began_ns, START);
+    assert_eq!(record.flags, vec![]);
+}
+
+#[test]
+fn syn_ack_lost_then_retransmitted_establishes() {
+    let server = given_listener().syn().syn_ack().wait(SEC).syn_ack_retransmit().wait(40 * MS);
+    let record = server.final_ack().accept().expect(Outcome::Established);
+    assert_eq!(record.retransmits.syn_ack, Some(1));
+    assert_eq!(record.retransmits.waited_ns, Some(SEC));
+    assert_eq!(record.rtt_ns, None, "Karn");
+    assert_eq!(record.evidence.syn_acks, Some(2));
+}
+
+#[test]
+fn final_ack_lost_and_syn_ack_answered_again_establishes_late() {
+    let server = given_listener().syn().syn_ack().wait(40 * MS).wait(SEC).syn_ack_retransmit().wait(MS);
+    let record = server.final_ack().accept().expect(Outcome::Established);
+    assert_eq!(record.phases.ack_ns, Some(SEC + 41 * MS), "waits included");
+    assert_eq!(record.rtt_ns, None);
+}
+
+#[test]
+fn syn_seen_twice_blurs_the_round_trip() {
+    let record = given_listener().syn().syn_ack().wait(MS).syn().final_ack().accept();
+    let record = record.expect(Outcome::Established);
+    assert_eq!((record.rtt_ns, record.retransmits.syn_seen), (None, Some(2)));
+}
+
+#[test]
+fn mode_without_queueing_events_gives_the_same_record() {
+    let tracepoint = |script: &mut Script| script.attach = Attach::Tracepoint;
+    let server = given_listener().scripted(tracepoint).syn().syn_ack().wait(MS);
+    let record = server.final_ack_without_queueing().wait(US).accept().expect(Outcome::Established);
+    assert_eq!(record.phases.accept_ns, Some(US));
+    assert_eq!(record.rtt_ns, Some(MS));
+    assert_eq!(record.attach, Some(Attach::Tracepoint));
+}
+
+#[test]
+fn syn_ack_stamp_of_whole_microseconds_is_not_before_its_syn() {
+    let record = given_listener().wait(700).syn().wait(200).syn_ack().wait(MS).final_ack().accept();
+    assert_eq!(record.expect(Outcome::Established).phases.synack_ns, Some(0));
+}
+
+#[test]
+fn syn_ack_long_before_its_syn_has_no_phase() {
+    let record = given_listener().syn_ack().wait(5 * US).syn().wait(MS).final_ack().accept();
+    assert_eq!(record.expect(Outcome::Established).phases.synack_ns, None);
+}
+
+#[test]
+fn syn_before_our_time_starts_the_latency_at_the_syn_ack_and_is_seen_late() {
+    let server = given_listener().with(|facts| facts.syn_not_seen = true).syn_ack().wait(MS);
+    let record = server.final_ack().accept().expect(Outcome::Established);
+    assert_eq!(record.latency_ns, Some(MS + 3 * US));
+    assert_eq!(record.flags, vec![Flag::SeenLate]);
+    assert_eq!(record.phases.synack_ns, None);
+}
+
+#[test]
+fn syn_that_found_the_kernel_table_full_is_marked() {
+    let server = given_listener().with(|facts| facts.syn_table_full = true).syn_ack().wait(MS);
+    let record = server.final_ack().accept().expect(Outcome::Established);
+    assert_eq!(record.flags, vec![Flag::SynTimeLost]);
+    assert_eq!(record.latency_ns, Some(MS + 3 * US));
+}
+
+#[test]
+fn syn_cookie_has_no_round_trip_and_no_retransmission_count() {
+    let server = given_listener().with(|facts| facts.syn_cookie = true).wait(40 * MS);
+    let record = server.final_ack().accept().expect(Outcome::Established);
+    assert_eq!((record.latency_ns, record.rtt_ns), (None, None), "neither SYN nor SYN-ACK has a time");
+    assert_eq!(record.retransmits.syn_ack, None);
+    assert_eq!(record.flags, vec![Flag::SynCookie]);
+}
+
+#[test]
+fn deferred_accept_has_no_round_trip() {
+    let server = given_listener().with(|facts| facts.defer_accept = true).syn().syn_ack();
+    let record = server.wait(243 * MS).final_ack().accept().expect(Outcome::Established);
+    assert_eq!((record.rtt_ns, record.phases.ack_ns), (None, Some(243 * MS)));
+    assert_eq!(record.flags, vec![Flag::DeferAccept]);
+}
+
+#[test]
+fn fast_open_child_is_accepted_before_it_is_established() {
+    let server = given_listener().with(|facts| facts.fast_open = true).syn().syn_ack();
+    let server = server.child_queued().wait(5 * US).accept();
+    assert_eq!(server.clone().wait(SEC).records(), vec![], "the handshake still goes on");
+    let record = server.wait(40 * MS).established().expect(Outcome::Established);
+    assert_eq!(record.phases.accept_ns, Some(5 * US));
+    assert_eq!(record.latency_ns, Some(40 * MS + 6 * US));
+    assert_eq!(record.rtt_ns, None);
+    assert_eq!(record.flags, vec![Flag::FastOpen]);
+}
+
+#[test]
+fn fast_open_child_whose_final_ack_never_comes_times_out() {
+    let server = given_listener().with(|facts| facts.fast_open = true).syn().syn_ack();
+    let server = server.child_queued().accept().wait(60 * SEC).with(|facts| facts.sk_err = Some(ETIMEDOUT));
+    let record = server.leaves_syn_received(TcpState::Closed).expect(Outcome::TimedOut);
+    assert_eq!(record.evidence.kind, EvidenceKind::SynAckTimeout);
+}
+
+#[test]
+fn fast_open_child_reset_half_open_and_accepted_afterwards_is_one_record() {
+    let server = given_listener().with(|facts| facts.fast_open = true).syn().syn_ack().child_queued();
+    let server = server.with(|facts| facts.reset_received = true).leaves_syn_received(TcpState::Closed);
+    let server = server.wait(MS).accept();
+    assert_eq!(accepts(&server.updates()).len(), 1);
+    server.expect(Outcome::Reset);
+}
+
+#[test]
+fn reset_in_syn_received_is_reset() {
+    let server = given_listener().syn().syn_ack().with(|facts| facts.sk_err = Some(ECONNRESET));
+    let record = server.leaves_syn_received(TcpState::Closed).expect(Outcome::Reset);
+    assert_eq!(record.evidence.errno, Some(ECONNRESET));
+    assert_eq!(record.latency_ns, None);
+}
+
+#[test]
+fn syn_acks_unanswered_time_out() {
+    let server = given_listener().syn().syn_ack().wait(SEC).syn_ack_retransmit().wait(2 * SEC);
+    let server = server.syn_ack_retransmit().wait(4 * SEC).with(|facts| facts.timed_out = true);
+    let record = server.request_dies().expect(Outcome::TimedOut);
+    assert_eq!(record.evidence.kind, EvidenceKind::SynAckTimeout);
+    assert_eq!(record.evidence.syn_acks, Some(3));
+    assert_eq!(record.retransmits.waited_ns, Some(3 * SEC));
+    assert_eq!(record.process.map(|process| process.pid), Some(80), "who listens");
+    assert_eq!(record.accept_queue, None, "it never was in the queue");
+}
+
+#[test]
+fn reset_before_the_final_ack_is_reset() {
+    let server = given_listener().syn().syn_ack().wait(MS).with(|facts| facts.reset_received = true);
+    let record = server.request_dies().expect(Outcome::Reset);
+    assert_eq!(record.evidence.kind, EvidenceKind::ResetReceived);
+}
+
+#[test]
+fn request_dropped_for_no_known_reason_is_incomplete() {
+    let record = given_listener().syn().syn_ack().wait(MS).request_dies().expect(Outcome::Incomplete);
+    assert_eq!(record.evidence.kind, EvidenceKind::RequestDropped);
+}
+
+#[test]
+fn child_whose_queueing_event_was_lost_is_still_one_record() {
+    let server = given_listener().syn().syn_ack().wait(MS).final_ack_without_queueing();
+    server.accept().expect(Outcome::Established);
+}
+
+#[test]
+fn child_whose_established_event_was_lost_is_established_by_its_accept() {
+    let record = given_listener().syn().syn_ack().wait(MS).child_queued().wait(US).accept();
+    let record = record.expect(Outcome::Established);
+    assert_eq!(record.evidence.kind, EvidenceKind::AcceptReturned);
+    assert_eq!(record.latency_ns, None, "nobody saw when");
+    assert_eq!(record.phases.ack_ns, Some(MS));
+}
+
+#[test]
+fn own_listener_is_marked() {
+    let server = given_listener().with(|facts| facts.own = true).syn().syn_ack().final_ack().accept();
+    assert_eq!(server.expect(Outcome::Established).flags, vec![Flag::Own]);
+}
