@@ -2,8 +2,8 @@
 //!
 //! The same binary runs on the machine at hand and, as root, in the virtual machines that `cargo xtask test`
 //! boots; the environment says which mode to attach in. Every scenario runs in network namespaces of its own.
-//! What a reader would get wrong: without HANDSHAKE_KERNEL_TESTS=1 a machine that is not fit for this skips
-//! each test and says so; with it, being unfit is a failure.
+//! What a reader would get wrong: without HANDSHAKE_BIN (a plain `cargo test`) each test skips itself and says
+//! so; with it, being unfit is a failure.
 
 mod accept_queue;
 mod active_open;

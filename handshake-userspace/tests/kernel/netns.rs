@@ -105,9 +105,7 @@ impl Pair {
             "ip -n {} link add veth0 address {CLIENT_LINK} type veth peer name veth0 address {SERVER_LINK} netns {}",
             pair.client.name, pair.server.name
         ));
-        for (netns, v4, v6) in
-            [(&pair.client, CLIENT_V4, CLIENT_V6), (&pair.server, SERVER_V4, SERVER_V6)]
-        {
+        for (netns, v4, v6) in [(&pair.client, CLIENT_V4, CLIENT_V6), (&pair.server, SERVER_V4, SERVER_V6)] {
             netns.ip(&format!("address add {v4}/24 dev veth0"));
             netns.ip(&format!("address add {v6}/64 dev veth0 nodad"));
             netns.ip("link set veth0 up");

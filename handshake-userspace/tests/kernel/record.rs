@@ -28,7 +28,9 @@ impl Record {
 
     /// Whether a flag is set.
     pub fn has_flag(&self, flag: &str) -> bool {
-        self.get("flags").and_then(Value::as_array).is_some_and(|flags| flags.iter().any(|value| value == flag))
+        self.get("flags")
+            .and_then(Value::as_array)
+            .is_some_and(|flags| flags.iter().any(|value| value == flag))
     }
 
     /// Whether it is a handshake record of this role with this port at the listening end.
@@ -55,7 +57,10 @@ impl Record {
     pub fn expect_within(&self, path: &str, milliseconds: RangeInclusive<u64>) -> &Self {
         let range_ns = milliseconds.start() * 1_000_000..=milliseconds.end() * 1_000_000;
         let found = self.number(path);
-        assert!(found.is_some_and(|ns| range_ns.contains(&ns)), "{path} is not in {milliseconds:?} ms: {self}");
+        assert!(
+            found.is_some_and(|ns| range_ns.contains(&ns)),
+            "{path} is not in {milliseconds:?} ms: {self}"
+        );
         self
     }
 

@@ -15,8 +15,8 @@ use super::environment::patience;
 
 /// A socket that has called connect() and not waited.
 pub fn connect_without_waiting(to: SocketAddr) -> Socket {
-    let socket =
-        Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP)).expect("a socket can be made");
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))
+        .expect("a socket can be made");
     socket.set_nonblocking(true).expect("a socket can be non-blocking");
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
