@@ -125,12 +125,6 @@ impl Tracker {
         act: Box<PassiveOpen>,
         out: &mut Vec<HandshakeUpdate>,
     ) {
-<<<<<<< HEAD
-        let told_twice = |entry: &Entry| {
-            at.socket.generation_ns.is_some() && entry.generation_ns == at.socket.generation_ns
-        };
-=======
->>>>>>> tracker
         let mut entry = match self.take_life(at, out) {
             Some(entry) => match &entry.kind {
                 Kind::Active(open)
