@@ -4,12 +4,28 @@
 //! works is found by loading **and attaching** it; no version number is ever compared.
 
 pub mod btf;
+mod counters;
+pub mod doctor;
+mod hook_table;
+mod host;
+mod loader;
+mod log_messages;
+mod object;
 pub mod offsets;
+mod snapshot;
+mod sweep;
 
 use std::path::PathBuf;
 
-use handshake_common::{counter::CpuCounters, event::Attach, filter::Filter};
+use aya::Ebpf;
+use handshake_common::{event::Attach, filter::Filter};
 
+pub use self::{
+    counters::KernelCounters,
+    loader::{name, start},
+    object::BUILT_WITH,
+    sweep::Sweeper,
+};
 use crate::source::ring_buffer::RingBufferSource;
 
 /// `--attach`.
@@ -47,6 +63,18 @@ pub struct LiveTrace {
     pub counters: KernelCounters,
     /// Every hook, and what became of it.
     pub hooks: Vec<HookStatus>,
+    /// Kernel fields that this kernel lacks, each with the reason.
+    pub missing_fields: Vec<(&'static str, String)>,
+    /// lockdown=confidentiality: only direct loads.
+    pub locked_down: bool,
+    /// Possible CPUs.
+    pub cpus: usize,
+    /// Call it now and then; see there.
+    pub sweeper: Sweeper,
+    /// Carries the kernel side's messages while it lives.
+    _messages: Option<log_messages::MessagePump>,
+    /// Programs and links live as long as this does.
+    _programs: Ebpf,
 }
 
 /// One hook of the hook table on this kernel.
@@ -62,21 +90,6 @@ pub struct HookStatus {
     pub tried: Vec<String>,
     /// What is not shown without it.
     pub without_it: &'static str,
-}
-
-/// Reads the kernel side's counters without a system call.
-pub struct KernelCounters {}
-
-impl KernelCounters {
-    /// The counters of every possible CPU, in the order of CPU numbers.
-    pub fn read(&self) -> Vec<CpuCounters> {
-        Vec::new()
-    }
-
-    /// Hits of our programs that the kernel skipped; `None` where the kernel doesn't say (before 5.12).
-    pub fn missed_probes(&self) -> Option<u64> {
-        None
-    }
 }
 
 /// Why tracing could not start. Every message names what is missing and the way out.
@@ -102,9 +115,4 @@ impl StartError {
             StartError::Failed(_) => 1,
         }
     }
-}
-
-/// Loads and attaches the programs.
-pub fn start(_options: &TraceOptions) -> Result<LiveTrace, StartError> {
-    Err(StartError::Failed("the kernel side is not built in".to_owned()))
 }

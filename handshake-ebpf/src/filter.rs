@@ -1,0 +1,134 @@
+//! Whether a handshake is wanted, by what the kernel side can know; cheapest question first.
+//!
+//! Filters are constants to the verifier, so those that are off leave no instruction behind. What a
+//! newcomer would get wrong: process filters are asked here for active opens only, in process context. A
+//! passive open has no process before accept(), so the daemon judges those.
+
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
+use handshake_common::{
+    endpoint::{AF_INET, AF_INET6, Endpoints, V4_MAPPED},
+    filter::{FAMILY_V4, FAMILY_V6, MAX_ENTRIES},
+    owner::COMM_BYTES,
+};
+
+use crate::globals::filter;
+
+/// Whether this role is watched at all.
+#[inline(always)]
+pub fn wants_role(role: u32) -> bool {
+    filter!(roles) & role != 0
+}
+
+/// Whether nothing is filtered by ends or process, so that a socket whose beginning was not seen may be
+/// reported from what it says of itself.
+#[inline(always)]
+pub fn wants_unknown() -> bool {
+    filter!(networks) == 0
+        && filter!(ports) == 0
+        && filter!(by_pid) == 0
+        && filter!(by_uid) == 0
+        && filter!(by_comm) == 0
+}
+
+/// Whether the running thread may be the one that connects. Process context only.
+#[inline(always)]
+pub fn wants_running_thread() -> bool {
+    if filter!(by_pid) != 0 && (bpf_get_current_pid_tgid() >> 32) as u32 != filter!(pid) {
+        return false;
+    }
+    if filter!(by_uid) != 0 && bpf_get_current_uid_gid() as u32 != filter!(uid) {
+        return false;
+    }
+    if filter!(by_comm) != 0 {
+        let Ok(comm) = bpf_get_current_comm() else { return false };
+        let mut i = 0;
+        while i < COMM_BYTES {
+            if comm[i] != filter!(comm[i]) {
+                return false;
+            }
+            // After the terminating zero the kernel leaves what was there before.
+            if comm[i] == 0 {
+                break;
+            }
+            i += 1;
+        }
+    }
+    true
+}
+
+/// Whether ends, family and namespace are wanted.
+#[inline(always)]
+pub fn wants_ends(ends: &Endpoints) -> bool {
+    wants_netns(ends.netns) && wants_family(ends) && wants_port(ends) && wants_network(ends)
+}
+
+#[inline(always)]
+fn wants_netns(netns: u32) -> bool {
+    let count = filter!(namespaces);
+    if count == 0 {
+        return true;
+    }
+    let mut i = 0;
+    while i < MAX_ENTRIES {
+        if (i as u32) < count && filter!(netns[i]) == netns {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+#[inline(always)]
+fn wants_family(ends: &Endpoints) -> bool {
+    let families = filter!(families);
+    if families == FAMILY_V4 | FAMILY_V6 {
+        return true;
+    }
+    let is_v4 = ends.family == AF_INET || (ends.family == AF_INET6 && ends.flags & V4_MAPPED != 0);
+    families & if is_v4 { FAMILY_V4 } else { FAMILY_V6 } != 0
+}
+
+#[inline(always)]
+fn wants_port(ends: &Endpoints) -> bool {
+    let count = filter!(ports);
+    if count == 0 {
+        return true;
+    }
+    let mut i = 0;
+    while i < MAX_ENTRIES {
+        let port = filter!(port[i]);
+        if (i as u32) < count && (port == ends.local_port || port == ends.remote_port) {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+#[inline(always)]
+fn wants_network(ends: &Endpoints) -> bool {
+    let count = filter!(networks);
+    if count == 0 {
+        return true;
+    }
+    let address = u128::from_be_bytes(ends.remote_address);
+    let (high, low) = ((address >> 64) as u64, address as u64);
+    let mut i = 0;
+    while i < MAX_ENTRIES {
+        if (i as u32) < count
+            && high & filter!(network[i].mask[0]) == filter!(network[i].address[0])
+            && low & filter!(network[i].mask[1]) == filter!(network[i].address[1])
+        {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+/// Whether the running thread is the daemon's own. Process context only.
+#[inline(always)]
+pub fn is_own() -> bool {
+    let own = filter!(own_pid);
+    own != 0 && own == (bpf_get_current_pid_tgid() >> 32) as u32
+}

@@ -1,0 +1,50 @@
+//! What the daemon sets before it loads the programs: offsets, filters, and the state of the host.
+//!
+//! These are read-only data that the kernel freezes: the verifier sees constants and removes what can't be
+//! reached, so a filter that is off costs nothing. What a newcomer would get wrong: loading a whole struct
+//! with [`Global::load`] copies it over the stack; [`global!`] reads one field.
+
+use aya_ebpf::Global;
+use handshake_common::{filter::Filter, offsets::Offsets};
+
+/// Where the kernel keeps its fields; nothing is known until the daemon says so.
+#[unsafe(no_mangle)]
+pub static OFFSETS: Global<Offsets> = Global::new(Offsets::UNKNOWN);
+
+/// What to leave out.
+#[unsafe(no_mangle)]
+pub static FILTER: Global<Filter> = Global::new(Filter::NONE);
+
+/// 1 under `lockdown=confidentiality`: a program that calls bpf_probe_read_kernel would be refused.
+#[unsafe(no_mangle)]
+pub static LOCKED_DOWN: Global<u32> = Global::new(0);
+
+/// When the daemon loaded the programs, CLOCK_MONOTONIC: what began earlier was not seen.
+#[unsafe(no_mangle)]
+pub static LOADED_NS: Global<u64> = Global::new(0);
+
+/// One field of a read-only global struct, as a constant to the verifier.
+macro_rules! global {
+    ($name:ident, $ty:ty, $($field:tt)+) => {{
+        let address = (&raw const $crate::globals::$name).cast::<$ty>();
+        // SAFETY: Global<T> is transparent over T, the static lives for ever, and the daemon writes it
+        // only before the program is loaded. Volatile, because the compiler sees the initial value.
+        unsafe { core::ptr::read_volatile(&raw const (*address).$($field)+) }
+    }};
+}
+
+/// Offset of a kernel field.
+macro_rules! offset {
+    ($field:ident) => {
+        $crate::globals::global!(OFFSETS, handshake_common::offsets::Offsets, $field)
+    };
+}
+
+/// One setting of the filter.
+macro_rules! filter {
+    ($($field:tt)+) => {
+        $crate::globals::global!(FILTER, handshake_common::filter::Filter, $($field)+)
+    };
+}
+
+pub(crate) use {filter, global, offset};

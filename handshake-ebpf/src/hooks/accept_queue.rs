@@ -1,0 +1,199 @@
+//! The accept queue: accept() waits, accept() takes a child, a child is destroyed unaccepted.
+//!
+//! security_sock_graft runs in the acceptor's context for each child that accept() returns, on every kernel
+//! and for calls that slept since before we attached. What a newcomer would get wrong: a return probe on
+//! inet_csk_accept would miss exactly those, and silently so, which is why there is none.
+
+use aya_ebpf::{
+    macros::{btf_tracepoint, fentry, kprobe, tracepoint},
+    programs::{BtfTracePointContext, FEntryContext, ProbeContext, TracePointContext},
+};
+use handshake_common::{
+    counter::Counter,
+    endpoint::Endpoints,
+    event::{
+        Attach, EventKind,
+        accept_queue::{Accepted, ChildDestroyed, flags},
+        passive_open,
+    },
+    filter::ROLE_SERVER,
+    tcp::TcpState,
+};
+
+use super::argument;
+use crate::{
+    emit::{count, now_ns, submit},
+    filter,
+    kernel::{
+        read::{Copied, Direct, Memory},
+        sock::Sock,
+        task,
+    },
+    maps::{ACCEPT_CALLS, ACTIVE_OPENS, AcceptCall, QUEUED},
+};
+
+/// A thread entered accept() on this listener; it may return at once, sleep, or find nothing.
+#[inline(always)]
+pub fn accept_waits(listener: u64) {
+    if !filter::wants_role(ROLE_SERVER) {
+        return;
+    }
+    let call = AcceptCall { waiting_since_ns: now_ns(), listener };
+    if ACCEPT_CALLS.insert(task::thread(), &call, 0).is_err() {
+        count(Counter::AcceptCallsFull);
+    }
+}
+
+/// accept() returns this child to the running thread.
+#[inline(always)]
+pub fn accepted<M: Memory>(child: Sock<M>, attach: Attach) {
+    if !filter::wants_role(ROLE_SERVER) || !child.is_tcp() {
+        return;
+    }
+    let key = child.key();
+    let queued = QUEUED.get_ptr_mut(key);
+    let mut ends = Endpoints::default();
+    match queued {
+        // A RST in the queue has zeroed the socket's own ports. SAFETY: a live entry.
+        Some(queued) => ends = unsafe { (*queued).passive.endpoints },
+        None => child.ends(&mut ends),
+    }
+    if !filter::wants_ends(&ends) {
+        count(Counter::Filtered);
+        return;
+    }
+    let thread = task::thread();
+    let waiting_since_ns = match ACCEPT_CALLS.get_ptr(thread) {
+        // SAFETY: a live entry.
+        Some(call) => unsafe { (*call).waiting_since_ns },
+        None => 0,
+    };
+    if waiting_since_ns != 0 {
+        let _ = ACCEPT_CALLS.remove(thread);
+    }
+    let mut generation_ns = 0;
+    if let Some(queued) = queued {
+        // SAFETY: a live entry.
+        generation_ns = unsafe { (*queued).generation_ns };
+    }
+    submit(EventKind::Accepted, attach, key, generation_ns, |event: &mut Accepted| {
+        event.endpoints = ends;
+        task::owner(&mut event.owner);
+        event.waiting_since_ns = waiting_since_ns;
+        if let Some(queued) = queued {
+            // SAFETY: a live entry.
+            unsafe {
+                event.queued_ns = (*queued).passive.queued_ns;
+                event.reset_ns = (*queued).reset_ns;
+            }
+            event.flags = flags::QUEUEING_SEEN;
+        }
+    });
+    let Some(queued) = queued else { return };
+    if child.state() == TcpState::SynReceived as u8 {
+        // Fast Open: accepted before the final ACK. What was gathered is needed when that comes.
+        // SAFETY: a live entry; accept() holds the child's lock.
+        unsafe { (*queued).accepted = 1 };
+    } else {
+        let _ = QUEUED.remove(key);
+    }
+}
+
+/// A socket is destroyed: the last word on anything that the tables still hold of it.
+#[inline(always)]
+pub fn destroyed<M: Memory>(sock: Sock<M>) {
+    let key = sock.key();
+    let _ = ACTIVE_OPENS.remove(key);
+    let Some(queued) = QUEUED.get_ptr(key) else { return };
+    // SAFETY: a live entry.
+    let (accepted, generation_ns) = unsafe { ((*queued).accepted, (*queued).generation_ns) };
+    if accepted == 0 {
+        submit(
+            EventKind::ChildDestroyed,
+            Attach::Common,
+            key,
+            generation_ns,
+            |event: &mut ChildDestroyed| {
+                // SAFETY: a live entry.
+                unsafe {
+                    event.endpoints = (*queued).passive.endpoints;
+                    event.queued_ns = (*queued).passive.queued_ns;
+                    event.reset_ns = (*queued).reset_ns;
+                    if (*queued).passive.flags & passive_open::flags::OWN != 0 {
+                        event.flags |= flags::OWN;
+                    }
+                }
+                event.flags |= flags::QUEUEING_SEEN;
+            },
+        );
+    }
+    let _ = QUEUED.remove(key);
+}
+
+/// A listener became readable: its youngest child has just been queued. A nearer time of that than the
+/// change of state, where no probe sees the queueing itself.
+#[inline(always)]
+fn readable<M: Memory>(sock: Sock<M>) {
+    if sock.state() != TcpState::Listen as u8 || !sock.is_tcp() {
+        return;
+    }
+    let Some(child) = sock.youngest_child() else { return };
+    let Some(queued) = QUEUED.get_ptr_mut(child) else { return };
+    // SAFETY: a live entry; the event of ->ESTABLISHED has gone out with the earlier time.
+    unsafe { (*queued).passive.queued_ns = now_ns() };
+}
+
+/// A thread enters accept().
+#[fentry(function = "inet_csk_accept")]
+pub fn hs_accept_fe(context: FEntryContext) -> i32 {
+    accept_waits(argument!(context, 0) as u64);
+    0
+}
+
+/// A thread enters accept().
+#[kprobe]
+pub fn hs_accept_kp(context: ProbeContext) -> u32 {
+    let Some(listener) = argument!(context, 0) else { return 0 };
+    accept_waits(listener as u64);
+    0
+}
+
+/// accept() gives the child its socket file.
+#[fentry(function = "security_sock_graft")]
+pub fn hs_graft_fe(context: FEntryContext) -> i32 {
+    aya_log_ebpf::debug!(&context, "security_sock_graft");
+    accepted(Sock::<Direct>::at(argument!(context, 0)), Attach::Fentry);
+    0
+}
+
+/// accept() gives the child its socket file.
+#[kprobe]
+pub fn hs_graft_kp(context: ProbeContext) -> u32 {
+    let Some(child) = argument!(context, 0) else { return 0 };
+    accepted(Sock::<Copied>::at(child), Attach::Kprobe);
+    0
+}
+
+/// accept() or accept4() returns a file descriptor (one program, attached to both).
+#[tracepoint]
+pub fn hs_accept_exit(context: TracePointContext) -> u32 {
+    // SAFETY: the tracepoint's record holds the result at 16.
+    let Ok(descriptor) = (unsafe { context.read_at::<i64>(16) }) else { return 0 };
+    let Some(sock) = task::sock_of_descriptor(descriptor) else { return 0 };
+    accepted(Sock::<Copied>::at(sock), Attach::Tracepoint);
+    0
+}
+
+/// A TCP socket is destroyed.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub fn hs_destroy(context: BtfTracePointContext) -> i32 {
+    destroyed(Sock::<Direct>::at(argument!(context, 0)));
+    0
+}
+
+/// A socket became readable (6.3 and later).
+#[btf_tracepoint(function = "sk_data_ready")]
+pub fn hs_data_ready(context: BtfTracePointContext) -> i32 {
+    readable(Sock::<Direct>::at(argument!(context, 0)));
+    0
+}

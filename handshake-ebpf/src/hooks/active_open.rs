@@ -1,0 +1,337 @@
+//! Active open: connect() called, SYN sent, answered, out of SYN-SENT.
+//!
+//! The facts gather in `ACTIVE_OPENS` and travel with the last event. What a newcomer would get wrong: an
+//! AF_INET6 socket that connects to a mapped address enters tcp_v6_connect and, within it, tcp_v4_connect;
+//! the table already holds it then, and the first call counts.
+
+use aya_ebpf::{
+    helpers::bpf_probe_read_kernel,
+    macros::{fentry, kprobe},
+    programs::{FEntryContext, ProbeContext},
+};
+use handshake_common::{
+    counter::Counter,
+    endpoint::{AF_INET, AF_INET6, Endpoints},
+    event::{
+        Attach, EventKind,
+        active_open::{LeftSynSent, SynSent, flags},
+    },
+    filter::ROLE_CLIENT,
+    tcp::{ACK, RST, SYN, TcpState},
+};
+
+use super::{argument, passive_open};
+use crate::{
+    emit::{count, now_ns, submit},
+    filter,
+    globals::LOCKED_DOWN,
+    kernel::{
+        read::{Copied, Direct, Memory},
+        sk_buff,
+        sock::{Sock, v4_mapped},
+        task,
+    },
+    maps::{ACTIVE_OPENS, ActiveOpen, CONNECT_CALLS, ConnectCall, ENDED, RUNTIME, new_active_open},
+};
+
+/// connect() reached TCP, in process context. `address` is the kernel's copy of the caller's sockaddr.
+#[inline(always)]
+pub fn connect_called<M: Memory>(sock: Sock<M>, address: *const u8) {
+    if !filter::wants_role(ROLE_CLIENT) {
+        return;
+    }
+    let key = sock.key();
+    if let Some(open) = ACTIVE_OPENS.get_ptr_mut(key) {
+        // SAFETY: a live entry of the table. An ended one is a leftover of an earlier connect() on this
+        // socket (or of a reused address); one still open is the nested call for a mapped address.
+        if unsafe { (*open).flags } & (ENDED | flags::CALL_RETURNED) == 0 {
+            return;
+        }
+    }
+    if !filter::wants_running_thread() {
+        count(Counter::Filtered);
+        return;
+    }
+    let Some(open) = begin(key, now_ns()) else { return };
+    // SAFETY: the entry that was just made; this thread holds the socket's lock.
+    let endpoints = unsafe { &mut (*open).endpoints };
+    sock.ends(endpoints);
+    endpoints.remote_port = 0;
+    remote_of_sockaddr(address, endpoints);
+    note_call(key);
+}
+
+/// Begins an entry of `ACTIVE_OPENS` for the running thread.
+#[inline(always)]
+pub fn begin(key: u64, called_ns: u64) -> Option<*mut ActiveOpen> {
+    let open = new_active_open(key)?;
+    let mut bits = 0;
+    if let Some(runtime) = RUNTIME.get_ptr(0)
+        // SAFETY: the array's one live entry; aligned u32.
+        && unsafe { (*runtime).return_is_seen } != 0
+    {
+        bits |= flags::RETURN_IS_SEEN;
+    }
+    if filter::is_own() {
+        bits |= flags::OWN;
+    }
+    // SAFETY: the entry that was just made; this thread holds the socket's lock.
+    unsafe {
+        (*open).generation_ns = called_ns;
+        (*open).called_ns = called_ns;
+        (*open).flags = bits;
+        task::owner(&mut (*open).owner);
+    }
+    Some(open)
+}
+
+/// What the caller asked for. Until a route was found the sock says nothing of it.
+#[inline(always)]
+fn remote_of_sockaddr(address: *const u8, endpoints: &mut Endpoints) {
+    // The sockaddr is longer than its BTF type says, so it needs the helper, which lockdown forbids: then
+    // the remote end of a connect() that fails at once is unknown.
+    if address.is_null() || LOCKED_DOWN.load() != 0 {
+        return;
+    }
+    // SAFETY: the helper fails instead of faulting; sizes are those of sockaddr_in and sockaddr_in6.
+    let Ok(family) = (unsafe { bpf_probe_read_kernel(address.cast::<u16>()) }) else { return };
+    // SAFETY: as above.
+    let Ok(port) = (unsafe { bpf_probe_read_kernel(address.wrapping_add(2).cast::<u16>()) }) else { return };
+    if family == AF_INET {
+        // SAFETY: as above.
+        let Ok(v4) = (unsafe { bpf_probe_read_kernel(address.wrapping_add(4).cast::<u32>()) }) else {
+            return;
+        };
+        v4_mapped(Some(v4), &mut endpoints.remote_address);
+    } else if family == AF_INET6 {
+        // SAFETY: as above.
+        let Ok(v6) = (unsafe { bpf_probe_read_kernel(address.wrapping_add(8).cast::<[u8; 16]>()) }) else {
+            return;
+        };
+        endpoints.remote_address = v6;
+    } else {
+        return;
+    }
+    endpoints.remote_port = u16::from_be(port);
+}
+
+/// The SYN is about to be handed to IP, in process context; ports are final. Reached from connect(), and
+/// from sendmsg() for Fast Open.
+#[inline(always)]
+pub fn syn_sent<M: Memory>(sock: Sock<M>, attach: Attach) {
+    if !filter::wants_role(ROLE_CLIENT) {
+        return;
+    }
+    let key = sock.key();
+    let now = now_ns();
+    if ACTIVE_OPENS.get_ptr_mut(key).is_none() {
+        if !filter::wants_unknown() {
+            return;
+        }
+        // connect() was called before we watched, or the table was full then and may have room now.
+        if let Some(open) = begin(key, now) {
+            // SAFETY: the entry that was just made. When connect() was called is unknown.
+            unsafe { (*open).called_ns = 0 };
+        }
+    }
+    let Some(open) = ACTIVE_OPENS.get_ptr_mut(key) else { return };
+    // SAFETY: a live entry of the table; this thread holds the socket's lock, so nobody else writes to it.
+    let endpoints = unsafe { &mut (*open).endpoints };
+    *endpoints = Endpoints::default();
+    sock.ends(endpoints);
+    if !filter::wants_ends(endpoints) {
+        count(Counter::Filtered);
+        let _ = ACTIVE_OPENS.remove(key);
+        return;
+    }
+    // SAFETY: a live entry of the table; this thread holds the socket's lock, so nobody else writes to it.
+    unsafe {
+        (*open).syn_sent_ns = now;
+        if (*open).flags & flags::CALL_RETURNED != 0 {
+            (*open).flags |= flags::DEFERRED;
+        }
+        if sock.fast_open_bits() & FAST_OPEN_BITS != 0 {
+            (*open).flags |= flags::FAST_OPEN;
+        }
+    }
+    // SAFETY: as above.
+    let generation_ns = unsafe { (*open).generation_ns };
+    submit(EventKind::SynSent, attach, key, generation_ns, |event: &mut SynSent| {
+        // SAFETY: as above.
+        unsafe {
+            event.endpoints = (*open).endpoints;
+            event.owner = (*open).owner;
+            event.called_ns = (*open).called_ns;
+            event.flags = (*open).flags & !ENDED;
+        }
+        sock.isn_at_connect(&mut event.negotiated);
+    });
+}
+
+/// `tcp_sock.syn_data` and `syn_fastopen` in their common byte.
+const FAST_OPEN_BITS: u8 = 1 << 2 | 1 << 3;
+/// `tcp_sock.syn_data_acked` in the same byte.
+const SYN_DATA_ACKED_BIT: u8 = 1 << 6;
+
+/// A segment reached a socket outside ESTABLISHED. In SYN-SENT it may be the answer; in LISTEN, a SYN.
+#[inline(always)]
+pub fn segment_received<M: Memory>(sock: Sock<M>, skb: *const u8) {
+    let state = sock.state();
+    if state == TcpState::Listen as u8 {
+        passive_open::segment_at_listener(sock, skb);
+        return;
+    }
+    // A socket under TCP_REPAIR finishes its "handshake" without a segment: there is no skb then.
+    if state != TcpState::SynSent as u8 || skb.is_null() {
+        return;
+    }
+    let Some(open) = ACTIVE_OPENS.get_ptr_mut(sock.key()) else { return };
+    let segment = sk_buff::tcp_flags::<M>(skb).unwrap_or(0) & (SYN | ACK | RST);
+    // SAFETY: a live entry; the socket's lock is held. The last segment before the change of state is the
+    // answer: one with an unacceptable ACK leaves the state alone (RFC 9293 section 3.10.7.3).
+    unsafe {
+        (*open).answered_ns = now_ns();
+        (*open).answer_flags = segment;
+        if segment & RST != 0 {
+            (*open).flags |= flags::RESET_RECEIVED;
+        }
+    }
+}
+
+/// The socket is leaving SYN-SENT (the state tracepoint: before the state is stored).
+#[inline(always)]
+pub fn left_syn_sent<M: Memory>(sock: Sock<M>, new_state: u8, attach: Attach) {
+    if !filter::wants_role(ROLE_CLIENT) {
+        return;
+    }
+    let key = sock.key();
+    let open = ACTIVE_OPENS.get_ptr_mut(key);
+    let generation_ns = match open {
+        // SAFETY: a live entry.
+        Some(open) => unsafe { (*open).generation_ns },
+        None if !filter::wants_unknown() => return,
+        None => 0,
+    };
+    let mut bits = 0;
+    submit(EventKind::LeftSynSent, attach, key, generation_ns, |event: &mut LeftSynSent| {
+        if let Some(open) = open {
+            // SAFETY: a live entry.
+            unsafe {
+                event.endpoints = (*open).endpoints;
+                event.owner = (*open).owner;
+                event.called_ns = (*open).called_ns;
+                event.syn_sent_ns = (*open).syn_sent_ns;
+                event.answered_ns = (*open).answered_ns;
+                event.last_retransmit_ns = (*open).last_retransmit_ns;
+                event.syn_retransmits = (*open).syn_retransmits;
+                event.answer_flags = (*open).answer_flags;
+                bits = (*open).flags & !ENDED;
+            }
+        }
+        if open.is_none() || new_state != TcpState::Closed as u8 {
+            sock.ends(&mut event.endpoints);
+        }
+        if let Some(error) = sock.error() {
+            event.sk_err = error;
+            bits |= flags::ERROR_KNOWN;
+        }
+        event.sk_err_soft = sock.soft_error().unwrap_or(0);
+        if new_state == TcpState::Established as u8 {
+            sock.negotiated(&mut event.negotiated);
+            if sock.fast_open_bits() & SYN_DATA_ACKED_BIT != 0 {
+                bits |= flags::SYN_DATA_ACKED;
+            }
+        }
+        event.flags = bits;
+        event.new_state = new_state;
+    });
+    let Some(open) = open else { return };
+    // SAFETY: a live entry.
+    let (held, syn_sent_ns) = unsafe { ((*open).flags, (*open).syn_sent_ns) };
+    let returned = held & (flags::CALL_RETURNED | flags::RETURN_IS_SEEN) != flags::RETURN_IS_SEEN;
+    // A simultaneous open goes on in SYN-RECEIVED and needs its entry. A call that is still under way says
+    // later how long the wake-up took, or, if no SYN ever left, why.
+    let keep = new_state == TcpState::SynReceived as u8
+        || (!returned && (new_state == TcpState::Established as u8 || syn_sent_ns == 0));
+    if keep {
+        // SAFETY: a live entry.
+        unsafe { (*open).flags |= ENDED };
+    } else {
+        let _ = ACTIVE_OPENS.remove(key);
+    }
+}
+
+/// `Runtime::return_is_seen`: the return is a system call's, joined by thread.
+const RETURN_BY_THREAD: u32 = 2;
+
+/// Notes which socket this thread connects, for the modes that see the return as a system call's.
+#[inline(always)]
+fn note_call(socket: u64) {
+    let Some(runtime) = RUNTIME.get_ptr(0) else { return };
+    // SAFETY: the array's one live entry; aligned u32.
+    if unsafe { (*runtime).return_is_seen } != RETURN_BY_THREAD {
+        return;
+    }
+    let thread = task::thread();
+    let call = match CONNECT_CALLS.get_ptr(thread) {
+        // SAFETY: a live entry, copied out. sys_enter_connect made it, or the outer of two nested calls.
+        Some(call) => ConnectCall { socket, ..unsafe { *call } },
+        None => ConnectCall { called_ns: now_ns(), socket, address: 0, descriptor: -1 },
+    };
+    if CONNECT_CALLS.insert(thread, &call, 0).is_err() {
+        count(Counter::ConnectCallsFull);
+    }
+}
+
+/// connect() over IPv4.
+#[fentry(function = "tcp_v4_connect")]
+pub fn hs_connect4_fe(context: FEntryContext) -> i32 {
+    aya_log_ebpf::debug!(&context, "tcp_v4_connect");
+    connect_called(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1));
+    0
+}
+
+/// connect() over IPv6.
+#[fentry(function = "tcp_v6_connect")]
+pub fn hs_connect6_fe(context: FEntryContext) -> i32 {
+    connect_called(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1));
+    0
+}
+
+/// connect() over IPv4 or IPv6.
+#[kprobe]
+pub fn hs_connect_kp(context: ProbeContext) -> u32 {
+    let (Some(sock), Some(address)) = (argument!(context, 0), argument!(context, 1)) else { return 0 };
+    connect_called(Sock::<Copied>::at(sock), address);
+    0
+}
+
+/// The SYN is built and sent.
+#[fentry(function = "tcp_connect")]
+pub fn hs_syn_sent_fe(context: FEntryContext) -> i32 {
+    syn_sent(Sock::<Direct>::at(argument!(context, 0)), Attach::Fentry);
+    0
+}
+
+/// The SYN is built and sent.
+#[kprobe]
+pub fn hs_syn_sent_kp(context: ProbeContext) -> u32 {
+    let Some(sock) = argument!(context, 0) else { return 0 };
+    syn_sent(Sock::<Copied>::at(sock), Attach::Kprobe);
+    0
+}
+
+/// A segment for a socket that is not ESTABLISHED.
+#[fentry(function = "tcp_rcv_state_process")]
+pub fn hs_segment_fe(context: FEntryContext) -> i32 {
+    segment_received(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1));
+    0
+}
+
+/// A segment for a socket that is not ESTABLISHED.
+#[kprobe]
+pub fn hs_segment_kp(context: ProbeContext) -> u32 {
+    let (Some(sock), Some(skb)) = (argument!(context, 0), argument!(context, 1)) else { return 0 };
+    segment_received(Sock::<Copied>::at(sock), skb);
+    0
+}

@@ -1,0 +1,187 @@
+//! How a connect() call goes back to its caller: with what, and when.
+//!
+//! fexit on inet_stream_connect sees it without a tax on other system calls, for io_uring, 32-bit and
+//! kernel callers too; sys_exit_connect stands in where fexit can't be attached. What a newcomer would get
+//! wrong: a return of EINPROGRESS is no failure, and a blocking connect() returns after the socket left
+//! SYN-SENT, so the event of the end comes first.
+
+use aya_ebpf::{
+    helpers::bpf_probe_read_user,
+    macros::{fexit, tracepoint},
+    programs::{FExitContext, TracePointContext},
+};
+use handshake_common::{
+    counter::Counter,
+    endpoint::{AF_INET, AF_INET6, Endpoints},
+    event::{
+        Attach, EventKind,
+        active_open::{ConnectFailed, ConnectReturned, flags},
+    },
+    filter::ROLE_CLIENT,
+    tcp::TcpState,
+};
+
+use super::argument;
+use crate::{
+    emit::{count, now_ns, submit},
+    filter,
+    globals::offset,
+    kernel::{
+        read::{Copied, Direct, Memory},
+        sock::{Sock, v4_mapped},
+        task,
+    },
+    maps::{ACTIVE_OPENS, CONNECT_CALLS, ConnectCall, ENDED},
+};
+
+/// connect() on this socket is about to return `result` (0 or a negative errno).
+#[inline(always)]
+pub fn connect_returned(socket: u64, result: i32, attach: Attach) {
+    let Some(open) = ACTIVE_OPENS.get_ptr_mut(socket) else { return };
+    // SAFETY: a live entry; only this thread is in connect() on this socket.
+    let (held, syn_sent_ns, generation_ns) =
+        unsafe { ((*open).flags, (*open).syn_sent_ns, (*open).generation_ns) };
+    let errno = result.unsigned_abs();
+    if held & ENDED != 0 {
+        submit(EventKind::ConnectReturned, attach, socket, generation_ns, |event: &mut ConnectReturned| {
+            event.errno = errno;
+            event.flags = held & !ENDED;
+        });
+        let _ = ACTIVE_OPENS.remove(socket);
+        return;
+    }
+    if result < 0 && syn_sent_ns == 0 && held & flags::CALL_RETURNED == 0 {
+        // SAFETY: a live entry.
+        let ends = unsafe { (*open).endpoints };
+        if filter::wants_ends(&ends) {
+            submit(EventKind::ConnectFailed, attach, socket, generation_ns, |event: &mut ConnectFailed| {
+                event.endpoints = ends;
+                // SAFETY: a live entry.
+                unsafe {
+                    event.owner = (*open).owner;
+                    event.called_ns = (*open).called_ns;
+                }
+                event.errno = errno;
+                event.flags = held & !ENDED;
+            });
+        } else {
+            count(Counter::Filtered);
+        }
+        let _ = ACTIVE_OPENS.remove(socket);
+        return;
+    }
+    // SAFETY: a live entry. Softirq may set another bit between load and store; it holds the socket's lock,
+    // this thread doesn't. What can be lost is the mark of a RST, which LeftSynSent reads before this
+    // thread could be woken.
+    unsafe { (*open).flags |= flags::CALL_RETURNED };
+}
+
+/// In tracepoint mode: a call that failed before the socket left CLOSED has left no other trace.
+#[inline(always)]
+fn failed_without_a_trace(call: &ConnectCall, errno: u32) {
+    if !filter::wants_role(ROLE_CLIENT) || !is_failure(errno) {
+        return;
+    }
+    let Some(address) = task::sock_of_descriptor(call.descriptor) else { return };
+    let sock = Sock::<Copied>::at(address);
+    if !sock.is_tcp() || sock.state() != TcpState::Closed as u8 {
+        return;
+    }
+    let mut ends = Endpoints::default();
+    sock.ends(&mut ends);
+    remote_of_caller(call.address, &mut ends);
+    if !filter::wants_running_thread() || !filter::wants_ends(&ends) {
+        count(Counter::Filtered);
+        return;
+    }
+    let own = filter::is_own();
+    submit(
+        EventKind::ConnectFailed,
+        Attach::Tracepoint,
+        sock.key(),
+        call.called_ns,
+        |event: &mut ConnectFailed| {
+            event.endpoints = ends;
+            task::owner(&mut event.owner);
+            event.called_ns = call.called_ns;
+            event.errno = errno;
+            event.flags = if own { flags::OWN } else { 0 };
+        },
+    );
+}
+
+/// Errors that say something of the way to the peer, and not of a misused call: EPERM, EACCES, EINVAL (a
+/// blackhole route), EADDRINUSE, EADDRNOTAVAIL, ENETDOWN, ENETUNREACH, ENOBUFS, EHOSTUNREACH.
+#[inline(always)]
+fn is_failure(errno: u32) -> bool {
+    matches!(errno, 1 | 13 | 22 | 98 | 99 | 100 | 101 | 105 | 113)
+}
+
+/// What the caller asked for, from its own memory.
+#[inline(always)]
+fn remote_of_caller(address: u64, ends: &mut Endpoints) {
+    let address = address as *const u8;
+    // SAFETY: the helper fails instead of faulting; offsets are those of sockaddr_in and sockaddr_in6.
+    let Ok(family) = (unsafe { bpf_probe_read_user(address.cast::<u16>()) }) else { return };
+    // SAFETY: as above.
+    let Ok(port) = (unsafe { bpf_probe_read_user(address.wrapping_add(2).cast::<u16>()) }) else { return };
+    if family == AF_INET {
+        // SAFETY: as above.
+        let Ok(v4) = (unsafe { bpf_probe_read_user(address.wrapping_add(4).cast::<u32>()) }) else { return };
+        v4_mapped(Some(v4), &mut ends.remote_address);
+    } else if family == AF_INET6 {
+        // SAFETY: as above.
+        let Ok(v6) = (unsafe { bpf_probe_read_user(address.wrapping_add(8).cast::<[u8; 16]>()) }) else {
+            return;
+        };
+        ends.remote_address = v6;
+    } else {
+        return;
+    }
+    ends.remote_port = u16::from_be(port);
+}
+
+/// The return of connect(), whoever called it.
+#[fexit(function = "inet_stream_connect")]
+pub fn hs_returned_fx(context: FExitContext) -> i32 {
+    let socket: *const u8 = argument!(context, 0);
+    let Some(sock) = Direct::read::<*const u8>(socket, offset!(socket_sk)) else { return 0 };
+    // inet_stream_connect has four arguments on every kernel, so the result is the fifth slot; the helper
+    // that would fetch it by name is younger (5.17).
+    connect_returned(sock as u64, context.arg::<i32>(4), Attach::Fentry);
+    0
+}
+
+/// A connect() system call begins.
+#[tracepoint]
+pub fn hs_connect_enter(context: TracePointContext) -> u32 {
+    // The record: common fields and the call's number, then fd at 16 and the address at 24.
+    // SAFETY: the tracepoint's record is at least 40 bytes long.
+    let (Ok(descriptor), Ok(address)) = (unsafe { (context.read_at::<i64>(16), context.read_at::<u64>(24)) })
+    else {
+        return 0;
+    };
+    let call = ConnectCall { called_ns: now_ns(), socket: 0, address, descriptor };
+    if CONNECT_CALLS.insert(task::thread(), &call, 0).is_err() {
+        count(Counter::ConnectCallsFull);
+    }
+    0
+}
+
+/// A connect() system call returns.
+#[tracepoint]
+pub fn hs_connect_exit(context: TracePointContext) -> u32 {
+    // SAFETY: the tracepoint's record holds the result at 16.
+    let Ok(result) = (unsafe { context.read_at::<i64>(16) }) else { return 0 };
+    let thread = task::thread();
+    let Some(call) = CONNECT_CALLS.get_ptr(thread) else { return 0 };
+    // SAFETY: a live entry, copied out before it is deleted.
+    let call = unsafe { *call };
+    let _ = CONNECT_CALLS.remove(thread);
+    if call.socket != 0 {
+        connect_returned(call.socket, result as i32, Attach::Tracepoint);
+    } else if result < 0 {
+        failed_without_a_trace(&call, result.unsigned_abs() as u32);
+    }
+    0
+}

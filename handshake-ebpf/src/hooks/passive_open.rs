@@ -1,0 +1,415 @@
+//! Passive open: SYN received, request created, final ACK, child queued, or the request dies half open.
+//!
+//! The SYN's time waits in `REQUESTS` under the request sock and travels with the child. What a newcomer
+//! would get wrong: a retransmitted SYN of a pending request never reaches the listener's state machine; it
+//! goes through tcp_check_req, like the final ACK and a RST.
+
+use aya_ebpf::{
+    macros::{fentry, kprobe},
+    programs::{FEntryContext, ProbeContext},
+};
+use handshake_common::{
+    counter::Counter,
+    endpoint::Endpoints,
+    event::{
+        Attach, EventKind,
+        passive_open::{PassiveOpen, flags},
+    },
+    filter::ROLE_SERVER,
+    tcp::{ACK, FIN, RST, SYN, TcpState},
+};
+
+use super::argument;
+use crate::{
+    emit::{count, now_ns, submit},
+    filter,
+    globals::LOADED_NS,
+    kernel::{
+        read::{Copied, Direct, Memory},
+        request_sock::RequestSock,
+        sk_buff,
+        sock::Sock,
+    },
+    maps::{IN_SOFTIRQ, QUEUED, REQUESTS, RUNTIME, Request, new_queued},
+};
+
+/// A timer lies inside its request sock, which is no larger than this.
+const REQUEST_BYTES: u64 = 512;
+/// A request that dies by its timer dies in the same call: within this time of the timer's start.
+const TIMER_WORK_NS: u64 = 10_000_000;
+
+/// A segment reached a listener. Only a SYN is of interest: its time is noted for the request that the
+/// kernel is about to create on this CPU.
+#[inline(always)]
+pub fn segment_at_listener<M: Memory>(listener: Sock<M>, skb: *const u8) {
+    if !filter::wants_role(ROLE_SERVER) || skb.is_null() {
+        return;
+    }
+    let Some(segment) = sk_buff::tcp_flags::<M>(skb) else { return };
+    if segment & (SYN | ACK | RST | FIN) != SYN {
+        return;
+    }
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own entry.
+    unsafe {
+        (*work).syn_ns = now_ns();
+        (*work).syn_listener = listener.key();
+    }
+}
+
+/// The kernel created a request sock and is about to send the SYN-ACK.
+#[inline(always)]
+pub fn request_created<M: Memory>(listener: Sock<M>, request: RequestSock<M>) {
+    if !filter::wants_role(ROLE_SERVER) {
+        return;
+    }
+    let mut ends = Endpoints::default();
+    request.ends(&mut ends);
+    if !filter::wants_ends(&ends) {
+        count(Counter::Filtered);
+        return;
+    }
+    let now = now_ns();
+    let entry = Request {
+        syn_ns: syn_time(listener.key()),
+        created_ns: now,
+        final_ack_ns: 0,
+        last_retransmit_ns: 0,
+        listener: listener.key(),
+        syns_seen: 1,
+        synack_retransmits: 0,
+        flags: 0,
+    };
+    if REQUESTS.insert(request.key(), &entry, 0).is_err() {
+        count(Counter::RequestsFull);
+    }
+}
+
+/// Time of the SYN that this CPU works on, if it is for this listener; taken once.
+#[inline(always)]
+fn syn_time(listener: u64) -> u64 {
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's own entry.
+    unsafe {
+        let syn_ns = if (*work).syn_listener == listener { (*work).syn_ns } else { 0 };
+        (*work).syn_listener = 0;
+        syn_ns
+    }
+}
+
+/// A segment reached a pending request: the final ACK, a SYN again, or a RST.
+#[inline(always)]
+pub fn segment_at_request<M: Memory>(request: RequestSock<M>, skb: *const u8) {
+    let Some(entry) = REQUESTS.get_ptr_mut(request.key()) else { return };
+    let Some(segment) = sk_buff::tcp_flags::<M>(skb) else { return };
+    // SAFETY: a live entry. Two CPUs may race for one request; what can be lost is one count of a SYN.
+    unsafe {
+        if segment & RST != 0 {
+            (*entry).flags |= flags::RESET_RECEIVED;
+        } else if segment & SYN != 0 {
+            (*entry).syns_seen = (*entry).syns_seen.saturating_add(1);
+        } else if segment & ACK != 0 && (*entry).final_ack_ns == 0 {
+            (*entry).final_ack_ns = now_ns();
+        }
+    }
+}
+
+/// Writes what is known of a request into the facts of its child (or of its death).
+#[inline(always)]
+fn gather<M: Memory>(request: RequestSock<M>, passive: &mut PassiveOpen) {
+    request.isns(&mut passive.negotiated);
+    passive.synack_ns = request.synack_ns();
+    if request.deferred_accept() {
+        passive.flags |= flags::DEFER_ACCEPT;
+    }
+    let Some(entry) = REQUESTS.get_ptr(request.key()) else {
+        passive.synack_retransmits = request.retransmits();
+        // Either it began before we watched, or the table had no room.
+        passive.flags |= if passive.synack_ns != 0 && passive.synack_ns >= LOADED_NS.load() {
+            flags::SYN_TABLE_FULL
+        } else {
+            flags::SYN_NOT_SEEN
+        };
+        return;
+    };
+    // SAFETY: a live entry.
+    let entry = unsafe { *entry };
+    passive.syn_ns = entry.syn_ns;
+    // The kernel's stamp is in whole microseconds, cut off: the request was created before the SYN-ACK was
+    // sent, so the later of the two is the nearer.
+    if passive.synack_ns < entry.created_ns {
+        passive.synack_ns = entry.created_ns;
+    }
+    passive.final_ack_ns = entry.final_ack_ns;
+    passive.last_retransmit_ns = entry.last_retransmit_ns;
+    passive.syns_seen = entry.syns_seen;
+    passive.synack_retransmits = entry.synack_retransmits;
+    passive.flags |= entry.flags;
+    if passive.listener == 0 {
+        passive.listener = entry.listener;
+    }
+}
+
+/// The final ACK made `child` of `request`, and it goes into `listener`'s accept queue.
+#[inline(always)]
+pub fn child_linked<M: Memory>(listener: Sock<M>, child: Sock<M>, request: RequestSock<M>, attach: Attach) {
+    if filter::wants_role(ROLE_SERVER) && wants_child(child) {
+        queue(listener, child, attach, |passive| {
+            gather(request, passive);
+        });
+        // Only now: if the ring was full, the facts were gathered a second time, for the table.
+        let _ = REQUESTS.remove(request.key());
+    }
+}
+
+/// A child goes into the accept queue without a final ACK to a request: from a SYN cookie, or (Fast Open)
+/// before the final ACK.
+#[inline(always)]
+pub fn child_added<M: Memory>(listener: Sock<M>, request: RequestSock<M>, child: Sock<M>, attach: Attach) {
+    // Before 6.1 inet_csk_complete_hashdance calls this too, and has queued the child already.
+    if !filter::wants_role(ROLE_SERVER) || QUEUED.get_ptr(child.key()).is_some() || !wants_child(child) {
+        return;
+    }
+    let syn_ns = syn_time(listener.key());
+    queue(listener, child, attach, |passive| {
+        request.isns(&mut passive.negotiated);
+        passive.synack_ns = request.synack_ns();
+        if child.is_fast_open_child() {
+            passive.flags |= flags::FAST_OPEN;
+            passive.syn_ns = syn_ns;
+            passive.syns_seen = 1;
+        } else if passive.synack_ns == 0 {
+            passive.flags |= flags::SYN_COOKIE;
+        }
+    });
+}
+
+#[inline(always)]
+fn wants_child<M: Memory>(child: Sock<M>) -> bool {
+    let mut ends = Endpoints::default();
+    child.ends(&mut ends);
+    filter::wants_ends(&ends)
+}
+
+#[inline(always)]
+fn queue<M: Memory>(
+    listener: Sock<M>,
+    child: Sock<M>,
+    attach: Attach,
+    gather: impl Fn(&mut PassiveOpen) + Copy,
+) {
+    let now = now_ns();
+    let entry = new_queued(child.key());
+    let fill = |passive: &mut PassiveOpen| {
+        child.ends(&mut passive.endpoints);
+        passive.listener = listener.key();
+        gather(passive);
+        passive.queued_ns = now;
+        if let Some((length, limit)) = listener.accept_queue() {
+            passive.accept_queue_length = length;
+            passive.accept_queue_limit = limit;
+        }
+        passive.old_state = TcpState::SynReceived as u8;
+        passive.new_state = TcpState::SynReceived as u8;
+        passive.flags |= accept_is_seen();
+    };
+    let submitted = submit(EventKind::ChildQueued, attach, child.key(), now, |event: &mut PassiveOpen| {
+        fill(event);
+        if let Some(entry) = entry {
+            // SAFETY: the entry that was just made.
+            unsafe { (*entry).passive = *event };
+        }
+    });
+    let Some(entry) = entry else { return };
+    // SAFETY: the entry that was just made.
+    unsafe {
+        (*entry).generation_ns = now;
+        if !submitted {
+            fill(&mut (*entry).passive);
+        }
+    }
+}
+
+/// The flag that says whether the daemon will learn how a child leaves the queue.
+#[inline(always)]
+pub fn accept_is_seen() -> u32 {
+    match RUNTIME.get_ptr(0) {
+        // SAFETY: the array's one live entry; aligned u32.
+        Some(runtime) if unsafe { (*runtime).accept_is_seen } != 0 => flags::ACCEPT_IS_SEEN,
+        _ => 0,
+    }
+}
+
+/// A request's SYN-ACK timer fired: it sends the SYN-ACK again, or gives up within this call.
+#[inline(always)]
+pub fn timer_fired(timer: u64) {
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own entry.
+    unsafe {
+        (*work).timer_ns = now_ns();
+        (*work).timer = timer;
+    }
+}
+
+/// The kernel drops a request. One that became a child is no longer in the table.
+#[inline(always)]
+pub fn request_dropped<M: Memory>(request: RequestSock<M>, attach: Attach) {
+    let key = request.key();
+    let Some(entry) = REQUESTS.get_ptr(key) else { return };
+    // SAFETY: a live entry.
+    let generation_ns = unsafe { (*entry).created_ns };
+    let bits = if timer_is_of(key) { flags::TIMED_OUT } else { 0 };
+    submit(EventKind::RequestDied, attach, key, generation_ns, |event: &mut PassiveOpen| {
+        request.ends(&mut event.endpoints);
+        gather(request, event);
+        event.flags |= bits;
+        event.old_state = TcpState::NewSynReceived as u8;
+        event.new_state = TcpState::Closed as u8;
+    });
+    let _ = REQUESTS.remove(key);
+}
+
+/// Whether this CPU is in the timer of this request.
+#[inline(always)]
+fn timer_is_of(request: u64) -> bool {
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own entry. The address goes through the table because the verifier allows no
+    // arithmetic on an argument that it knows as a pointer to a request sock; read back, it is a number.
+    let (request, timer, timer_ns) = unsafe {
+        (&raw mut (*work).dropped).write_volatile(request);
+        ((&raw const (*work).dropped).read_volatile(), (*work).timer, (*work).timer_ns)
+    };
+    timer.wrapping_sub(request) < REQUEST_BYTES && now_ns().wrapping_sub(timer_ns) < TIMER_WORK_NS
+}
+
+/// The request enters the table of half-open connections.
+#[fentry(function = "inet_csk_reqsk_queue_hash_add")]
+pub fn hs_request_fe(context: FEntryContext) -> i32 {
+    request_created(
+        Sock::<Direct>::at(argument!(context, 0)),
+        RequestSock::<Direct>::at(argument!(context, 1)),
+    );
+    0
+}
+
+/// The request enters the table of half-open connections.
+#[kprobe]
+pub fn hs_request_kp(context: ProbeContext) -> u32 {
+    let (Some(listener), Some(request)) = (argument!(context, 0), argument!(context, 1)) else { return 0 };
+    request_created(Sock::<Copied>::at(listener), RequestSock::<Copied>::at(request));
+    0
+}
+
+/// A segment for a pending request.
+#[fentry(function = "tcp_check_req")]
+pub fn hs_check_req_fe(context: FEntryContext) -> i32 {
+    segment_at_request(RequestSock::<Direct>::at(argument!(context, 2)), argument!(context, 1));
+    0
+}
+
+/// A segment for a pending request.
+#[kprobe]
+pub fn hs_check_req_kp(context: ProbeContext) -> u32 {
+    let (Some(skb), Some(request)) = (argument!(context, 1), argument!(context, 2)) else { return 0 };
+    segment_at_request(RequestSock::<Copied>::at(request), skb);
+    0
+}
+
+/// Listener, child and request in one call. `own_req` is 0 when another CPU won the race for the request.
+#[fentry(function = "inet_csk_complete_hashdance")]
+pub fn hs_child_fe(context: FEntryContext) -> i32 {
+    if context.arg::<u32>(3) & 0xff != 0 {
+        child_linked(
+            Sock::<Direct>::at(argument!(context, 0)),
+            Sock::<Direct>::at(argument!(context, 1)),
+            RequestSock::<Direct>::at(argument!(context, 2)),
+            Attach::Fentry,
+        );
+    }
+    0
+}
+
+/// Listener, child and request in one call.
+#[kprobe]
+pub fn hs_child_kp(context: ProbeContext) -> u32 {
+    let (Some(listener), Some(child), Some(request), Some(own)) =
+        (argument!(context, 0), argument!(context, 1), argument!(context, 2), context.arg::<u64>(3))
+    else {
+        return 0;
+    };
+    if own & 0xff != 0 {
+        child_linked(
+            Sock::<Copied>::at(listener),
+            Sock::<Copied>::at(child),
+            RequestSock::<Copied>::at(request),
+            Attach::Kprobe,
+        );
+    }
+    0
+}
+
+/// A child queued for Fast Open or from a cookie.
+#[fentry(function = "inet_csk_reqsk_queue_add")]
+pub fn hs_queue_add_fe(context: FEntryContext) -> i32 {
+    child_added(
+        Sock::<Direct>::at(argument!(context, 0)),
+        RequestSock::<Direct>::at(argument!(context, 1)),
+        Sock::<Direct>::at(argument!(context, 2)),
+        Attach::Fentry,
+    );
+    0
+}
+
+/// A child queued for Fast Open or from a cookie.
+#[kprobe]
+pub fn hs_queue_add_kp(context: ProbeContext) -> u32 {
+    let (Some(listener), Some(request), Some(child)) =
+        (argument!(context, 0), argument!(context, 1), argument!(context, 2))
+    else {
+        return 0;
+    };
+    child_added(
+        Sock::<Copied>::at(listener),
+        RequestSock::<Copied>::at(request),
+        Sock::<Copied>::at(child),
+        Attach::Kprobe,
+    );
+    0
+}
+
+/// A SYN-ACK timer fires.
+#[fentry(function = "reqsk_timer_handler")]
+pub fn hs_req_timer_fe(context: FEntryContext) -> i32 {
+    timer_fired(argument!(context, 0) as u64);
+    0
+}
+
+/// A SYN-ACK timer fires.
+#[kprobe]
+pub fn hs_req_timer_kp(context: ProbeContext) -> u32 {
+    let Some(timer) = argument!(context, 0) else { return 0 };
+    timer_fired(timer as u64);
+    0
+}
+
+/// A request is dropped.
+#[fentry(function = "inet_csk_reqsk_queue_drop")]
+pub fn hs_req_drop_fe(context: FEntryContext) -> i32 {
+    request_dropped(RequestSock::<Direct>::at(argument!(context, 1)), Attach::Fentry);
+    0
+}
+
+/// A request is dropped (6.12 and later, where the timer calls this one).
+#[fentry(function = "__inet_csk_reqsk_queue_drop")]
+pub fn hs_req_drop2_fe(context: FEntryContext) -> i32 {
+    request_dropped(RequestSock::<Direct>::at(argument!(context, 1)), Attach::Fentry);
+    0
+}
+
+/// A request is dropped.
+#[kprobe]
+pub fn hs_req_drop_kp(context: ProbeContext) -> u32 {
+    let Some(request) = argument!(context, 1) else { return 0 };
+    request_dropped(RequestSock::<Copied>::at(request), Attach::Kprobe);
+    0
+}

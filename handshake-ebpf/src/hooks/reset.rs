@@ -1,0 +1,50 @@
+//! RSTs, received and sent, for sockets whose handshake is open.
+//!
+//! They are marks on what the tables hold and no events: a RST is evidence, and for a queued child not even
+//! an end. What a newcomer would get wrong: the socket of tcp_send_reset may be null; it is only a key here
+//! and never dereferenced.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use handshake_common::event::active_open::flags;
+
+use super::argument;
+use crate::{
+    emit::now_ns,
+    maps::{ACTIVE_OPENS, QUEUED},
+};
+
+/// A valid RST was received for this socket.
+#[inline(always)]
+fn reset_received(socket: u64) {
+    if let Some(open) = ACTIVE_OPENS.get_ptr_mut(socket) {
+        // SAFETY: a live entry; the socket's lock is held.
+        unsafe { (*open).flags |= flags::RESET_RECEIVED };
+    }
+    if let Some(queued) = QUEUED.get_ptr_mut(socket) {
+        // SAFETY: a live entry; the socket's lock is held.
+        unsafe { (*queued).reset_ns = now_ns() };
+    }
+}
+
+/// We answer a segment for this socket with a RST.
+#[inline(always)]
+fn reset_sent(socket: u64) {
+    if let Some(open) = ACTIVE_OPENS.get_ptr_mut(socket) {
+        // SAFETY: a live entry; the socket's lock is held.
+        unsafe { (*open).flags |= flags::RESET_SENT };
+    }
+}
+
+/// A RST was received.
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub fn hs_rst_received(context: BtfTracePointContext) -> i32 {
+    reset_received(argument!(context, 0) as u64);
+    0
+}
+
+/// A RST is sent.
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn hs_rst_sent(context: BtfTracePointContext) -> i32 {
+    reset_sent(argument!(context, 0) as u64);
+    0
+}

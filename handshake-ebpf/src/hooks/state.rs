@@ -1,0 +1,207 @@
+//! The state tracepoint inet_sock_set_state: the one hook that every kernel, mode and path has.
+//!
+//! It says when a handshake ends, and stands in for the probes that a mode lacks. What a newcomer would get
+//! wrong: it fires before the new state is stored, in softirq as often as not, so of the running thread it
+//! knows something only at CLOSED->SYN-SENT and where LISTEN begins or ends.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use handshake_common::{
+    counter::Counter,
+    endpoint::Endpoints,
+    event::{
+        Attach, EventKind,
+        listener::Listener,
+        passive_open::{PassiveOpen, flags},
+    },
+    filter::{ROLE_CLIENT, ROLE_SERVER},
+    tcp::TcpState,
+};
+
+use super::{active_open, argument, passive_open};
+use crate::{
+    emit::{count, now_ns, submit},
+    filter,
+    kernel::{
+        read::{Direct, Memory},
+        sock::Sock,
+        task,
+    },
+    maps::{ACTIVE_OPENS, CONNECT_CALLS, QUEUED, REQUESTS, RUNTIME, new_queued},
+};
+
+/// A socket goes from one state to another.
+#[inline(always)]
+fn state_changes<M: Memory>(sock: Sock<M>, old: u8, new: u8) {
+    const CLOSED: u8 = TcpState::Closed as u8;
+    const SYN_SENT: u8 = TcpState::SynSent as u8;
+    const SYN_RECEIVED: u8 = TcpState::SynReceived as u8;
+    const LISTEN: u8 = TcpState::Listen as u8;
+    if old == SYN_SENT {
+        if sock.is_tcp() {
+            active_open::left_syn_sent(sock, new, Attach::Common);
+        }
+    } else if old == SYN_RECEIVED {
+        if sock.is_tcp() {
+            left_syn_received(sock, new);
+        }
+    } else if old == CLOSED && new == SYN_SENT {
+        if sock.is_tcp() {
+            entered_syn_sent(sock);
+        }
+    } else if new == LISTEN && old == CLOSED {
+        if sock.is_tcp() {
+            listener(sock, EventKind::ListenerOpened);
+        }
+    } else if old == LISTEN && new == CLOSED && sock.is_tcp() {
+        listener(sock, EventKind::ListenerClosed);
+    }
+}
+
+/// In process context. With probes the table holds the call already; without, it begins here.
+#[inline(always)]
+fn entered_syn_sent<M: Memory>(sock: Sock<M>) {
+    if !filter::wants_role(ROLE_CLIENT) {
+        return;
+    }
+    let Some(runtime) = RUNTIME.get_ptr(0) else { return };
+    // SAFETY: the array's one live entry. A probe on connect() has been here before us.
+    if unsafe { (*runtime).syn_sent_is_seen } & CONNECT_IS_PROBED != 0 {
+        return;
+    }
+    if !filter::wants_running_thread() {
+        count(Counter::Filtered);
+        return;
+    }
+    let now = now_ns();
+    let key = sock.key();
+    let mut called_ns = now;
+    if let Some(call) = CONNECT_CALLS.get_ptr_mut(task::thread()) {
+        // SAFETY: this thread's own live entry, made at sys_enter_connect.
+        unsafe {
+            called_ns = (*call).called_ns;
+            (*call).socket = key;
+        }
+    }
+    let Some(open) = active_open::begin(key, called_ns) else { return };
+    // SAFETY: the entry that was just made; this thread holds the socket's lock.
+    sock.ends(unsafe { &mut (*open).endpoints });
+    // SAFETY: as above.
+    if unsafe { (*runtime).syn_sent_is_seen } == 0 {
+        // Nothing better will tell of the SYN: it follows within this call. The local port is still 0.
+        active_open::syn_sent(sock, Attach::Tracepoint);
+    }
+}
+
+/// `Runtime::syn_sent_is_seen`: a probe on tcp_v4_connect fills the table.
+pub const CONNECT_IS_PROBED: u32 = 1;
+
+/// A child, or a simultaneous open, leaves SYN-RECEIVED.
+#[inline(always)]
+fn left_syn_received<M: Memory>(sock: Sock<M>, new: u8) {
+    let key = sock.key();
+    let now = now_ns();
+    if let Some(queued) = QUEUED.get_ptr_mut(key) {
+        // SAFETY: a live entry; the socket's lock is held.
+        let (generation_ns, accepted) = unsafe { ((*queued).generation_ns, (*queued).accepted) };
+        submit(EventKind::LeftSynReceived, Attach::Common, key, generation_ns, |event: &mut PassiveOpen| {
+            // SAFETY: a live entry.
+            *event = unsafe { (*queued).passive };
+            finish(sock, new, event);
+        });
+        if accepted != 0 {
+            let _ = QUEUED.remove(key);
+        }
+        return;
+    }
+    if let Some(open) = ACTIVE_OPENS.get_ptr(key) {
+        // A simultaneous open: this socket was a client. SAFETY: a live entry.
+        let generation_ns = unsafe { (*open).generation_ns };
+        submit(EventKind::LeftSynReceived, Attach::Common, key, generation_ns, |event: &mut PassiveOpen| {
+            // SAFETY: a live entry.
+            event.endpoints = unsafe { (*open).endpoints };
+            finish(sock, new, event);
+        });
+        return;
+    }
+    if !filter::wants_role(ROLE_SERVER) {
+        return;
+    }
+    child_without_probes(sock, new, now);
+}
+
+/// No probe saw this child: it is queued now, and its SYN may have been noted under its cookie.
+#[inline(always)]
+fn child_without_probes<M: Memory>(sock: Sock<M>, new: u8, now: u64) {
+    let mut ends = Endpoints::default();
+    sock.ends(&mut ends);
+    if !filter::wants_ends(&ends) {
+        count(Counter::Filtered);
+        return;
+    }
+    let cookie = sock.cookie();
+    let fill = |passive: &mut PassiveOpen| {
+        passive.endpoints = ends;
+        passive.flags |= passive_open::accept_is_seen();
+        passive.queued_ns = now;
+        match REQUESTS.get_ptr(cookie) {
+            // SAFETY: a live entry.
+            Some(request) if cookie != 0 => unsafe {
+                passive.syn_ns = (*request).syn_ns;
+                passive.last_retransmit_ns = (*request).last_retransmit_ns;
+                passive.synack_retransmits = (*request).synack_retransmits;
+            },
+            _ => passive.flags |= flags::SYN_NOT_SEEN,
+        }
+    };
+    let entry = if new == TcpState::Established as u8 { new_queued(sock.key()) } else { None };
+    if let Some(entry) = entry {
+        // SAFETY: the entry that was just made.
+        unsafe {
+            (*entry).generation_ns = now;
+            fill(&mut (*entry).passive);
+        }
+    }
+    submit(EventKind::LeftSynReceived, Attach::Tracepoint, sock.key(), now, |event: &mut PassiveOpen| {
+        fill(event);
+        finish(sock, new, event);
+    });
+    let _ = REQUESTS.remove(cookie);
+}
+
+#[inline(always)]
+fn finish<M: Memory>(sock: Sock<M>, new: u8, event: &mut PassiveOpen) {
+    event.old_state = TcpState::SynReceived as u8;
+    event.new_state = new;
+    if let Some(error) = sock.error() {
+        event.sk_err = error;
+        event.flags |= flags::ERROR_KNOWN;
+    }
+    if new == TcpState::Established as u8 {
+        sock.negotiated(&mut event.negotiated);
+    }
+}
+
+/// In process context: listen(), close().
+#[inline(always)]
+fn listener<M: Memory>(sock: Sock<M>, kind: EventKind) {
+    if !filter::wants_role(ROLE_SERVER) {
+        return;
+    }
+    submit(kind, Attach::Common, sock.key(), 0, |event: &mut Listener| {
+        sock.ends(&mut event.endpoints);
+        task::owner(&mut event.owner);
+        event.own = u32::from(filter::is_own());
+        if let Some((_, limit)) = sock.accept_queue() {
+            event.accept_queue_limit = limit;
+        }
+    });
+}
+
+/// Every change of state of every inet socket.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn hs_state(context: BtfTracePointContext) -> i32 {
+    let (old, new) = (context.arg::<i32>(1), context.arg::<i32>(2));
+    aya_log_ebpf::debug!(&context, "inet_sock_set_state {} -> {}", old, new);
+    state_changes(Sock::<Direct>::at(argument!(context, 0)), old as u8, new as u8);
+    0
+}

@@ -1,0 +1,92 @@
+//! `struct request_sock`: a half-open connection, with the `tcp_request_sock` that it is the beginning of.
+//!
+//! What a newcomer would get wrong: `snt_synack` is in microseconds of CLOCK_MONOTONIC, is the time of the
+//! first SYN-ACK only, and is 0 for a connection made from a SYN cookie.
+
+use core::marker::PhantomData;
+
+use handshake_common::{
+    endpoint::Endpoints,
+    tcp::{Negotiated, known},
+};
+
+use super::{read::Memory, sock::common_ends};
+use crate::globals::offset;
+
+/// A request sock, readable as `M` allows.
+pub struct RequestSock<M> {
+    address: *const u8,
+    memory: PhantomData<M>,
+}
+
+impl<M> Clone for RequestSock<M> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for RequestSock<M> {}
+
+impl<M: Memory> RequestSock<M> {
+    /// A request sock at this address.
+    #[inline(always)]
+    pub fn at(address: *const u8) -> Self {
+        RequestSock { address, memory: PhantomData }
+    }
+
+    /// Its address: its key in `REQUESTS`.
+    #[inline(always)]
+    pub fn key(self) -> u64 {
+        self.address as u64
+    }
+
+    /// Its cookie: its key in tracepoint mode, and its child's cookie later.
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        M::read::<u64>(self.address, offset!(skc_cookie)).unwrap_or(0)
+    }
+
+    /// Both ends.
+    #[inline(always)]
+    pub fn ends(self, ends: &mut Endpoints) {
+        common_ends::<M>(self.address, ends);
+    }
+
+    /// SYN-ACKs sent again.
+    #[inline(always)]
+    pub fn retransmits(self) -> u16 {
+        u16::from(M::read::<u8>(self.address, offset!(req_num_retrans)).unwrap_or(0))
+    }
+
+    /// When the first SYN-ACK was sent, in nanoseconds, 0 if none or unknown.
+    #[inline(always)]
+    pub fn synack_ns(self) -> u64 {
+        let Some(request) = M::tcp_request_sock(self.address) else { return 0 };
+        M::read::<u64>(request, offset!(treq_snt_synack)).unwrap_or(0).wrapping_mul(1000)
+    }
+
+    /// Both ISNs.
+    #[inline(always)]
+    pub fn isns(self, negotiated: &mut Negotiated) {
+        let Some(request) = M::tcp_request_sock(self.address) else { return };
+        if let Some(sequence) = M::read::<u32>(request, offset!(treq_rcv_isn)) {
+            negotiated.remote_isn = sequence;
+            negotiated.known |= known::REMOTE_ISN;
+        }
+        if let Some(sequence) = M::read::<u32>(request, offset!(treq_snt_isn)) {
+            negotiated.local_isn = sequence;
+            negotiated.known |= known::LOCAL_ISN;
+        }
+    }
+
+    /// Whether TCP_DEFER_ACCEPT swallowed a bare ACK (`inet_request_sock.acked`, bit 4 of its byte).
+    #[inline(always)]
+    pub fn deferred_accept(self) -> bool {
+        let Some(request) = M::tcp_request_sock(self.address) else { return false };
+        M::read::<u8>(request, offset!(ireq_acked)).unwrap_or(0) & ACKED != 0
+    }
+}
+
+/// `inet_request_sock`: snd_wscale:4 rcv_wscale:4, then tstamp_ok sack_ok wscale_ok ecn_ok acked.
+const ACKED: u8 = 1 << 4;

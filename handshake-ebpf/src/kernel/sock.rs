@@ -1,0 +1,242 @@
+//! `struct sock`, and the `tcp_sock` that it is the beginning of.
+//!
+//! What a newcomer would get wrong: the kernel keeps the local port in host order (`skc_num`) and the
+//! remote one in network order (`skc_dport`); the swap happens here and nowhere else. At CLOSED->SYN-SENT
+//! the local port is still 0, and at ->CLOSED both are zero again.
+
+use core::marker::PhantomData;
+
+use handshake_common::{
+    endpoint::{AF_INET, AF_INET6, Endpoints, V4_MAPPED},
+    tcp::{Negotiated, known, option_bits},
+};
+
+use super::read::Memory;
+use crate::globals::offset;
+
+/// IPPROTO_TCP. An MPTCP master socket has 262 and reports states that are not TCP's.
+const TCP: u16 = 6;
+
+/// A socket, readable as `M` allows.
+pub struct Sock<M> {
+    address: *const u8,
+    memory: PhantomData<M>,
+}
+
+impl<M> Clone for Sock<M> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for Sock<M> {}
+
+impl<M: Memory> Sock<M> {
+    /// A socket at this address.
+    #[inline(always)]
+    pub fn at(address: *const u8) -> Self {
+        Sock { address, memory: PhantomData }
+    }
+
+    /// Its address: the key of every table.
+    #[inline(always)]
+    pub fn key(self) -> u64 {
+        self.address as u64
+    }
+
+    /// Whether it is an IPv4 or IPv6 TCP socket, and no MPTCP master.
+    #[inline(always)]
+    pub fn is_tcp(self) -> bool {
+        let family = self.family();
+        (family == AF_INET || family == AF_INET6)
+            && M::read::<u16>(self.address, offset!(sk_protocol)) == Some(TCP)
+    }
+
+    /// `skc_family`.
+    #[inline(always)]
+    pub fn family(self) -> u16 {
+        M::read::<u16>(self.address, offset!(skc_family)).unwrap_or(0)
+    }
+
+    /// `skc_state`, 0 when unreadable.
+    #[inline(always)]
+    pub fn state(self) -> u8 {
+        M::read::<u8>(self.address, offset!(skc_state)).unwrap_or(0)
+    }
+
+    /// Both ends as they are now.
+    #[inline(always)]
+    pub fn ends(self, ends: &mut Endpoints) {
+        common_ends::<M>(self.address, ends);
+    }
+
+    /// `sk_err`.
+    #[inline(always)]
+    pub fn error(self) -> Option<u32> {
+        M::read::<u32>(self.address, offset!(sk_err))
+    }
+
+    /// `sk_err_soft`.
+    #[inline(always)]
+    pub fn soft_error(self) -> Option<u32> {
+        M::read::<u32>(self.address, offset!(sk_err_soft))
+    }
+
+    /// `skc_cookie`: 0 until somebody asked for one.
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        M::read::<u64>(self.address, offset!(skc_cookie)).unwrap_or(0)
+    }
+
+    /// A listener's accept queue: length and limit.
+    #[inline(always)]
+    pub fn accept_queue(self) -> Option<(u32, u32)> {
+        let length = M::read::<u32>(self.address, offset!(sk_ack_backlog))?;
+        let limit = M::read::<u32>(self.address, offset!(sk_max_ack_backlog))?;
+        Some((length, limit))
+    }
+
+    /// The youngest child in a listener's accept queue.
+    #[inline(always)]
+    pub fn youngest_child(self) -> Option<u64> {
+        let tcp = M::tcp_sock(self.address)?;
+        let request = M::read::<*const u8>(tcp, offset!(icsk_accept_tail))?;
+        if request.is_null() {
+            return None;
+        }
+        Some(M::read::<*const u8>(request, offset!(req_child))? as u64)
+    }
+
+    /// Our ISN while the SYN is being sent: `write_seq`.
+    #[inline(always)]
+    pub fn isn_at_connect(self, negotiated: &mut Negotiated) {
+        let Some(tcp) = M::tcp_sock(self.address) else { return };
+        if let Some(sequence) = M::read::<u32>(tcp, offset!(write_seq)) {
+            negotiated.local_isn = sequence;
+            negotiated.known |= known::LOCAL_ISN;
+        }
+    }
+
+    /// Whether Fast Open made this child before the final ACK.
+    #[inline(always)]
+    pub fn is_fast_open_child(self) -> bool {
+        let Some(tcp) = M::tcp_sock(self.address) else { return false };
+        matches!(M::read::<u64>(tcp, offset!(fastopen_rsk)), Some(request) if request != 0)
+    }
+
+    /// Bits of `tcp_sock.syn_data` and its neighbours: data 2, Fast Open 3, data acknowledged 6.
+    #[inline(always)]
+    pub fn fast_open_bits(self) -> u8 {
+        let Some(tcp) = M::tcp_sock(self.address) else { return 0 };
+        M::read::<u8>(tcp, offset!(syn_data)).unwrap_or(0)
+    }
+
+    /// Sequence numbers, options and round trip at the moment of ->ESTABLISHED. An ISN that is known from
+    /// elsewhere (the request sock) is kept.
+    #[inline(always)]
+    pub fn negotiated(self, negotiated: &mut Negotiated) {
+        let Some(tcp) = M::tcp_sock(self.address) else { return };
+        // The SYN takes one sequence number; with Fast Open its data follows, and is counted in bytes_acked
+        // (which counts the SYN too) and bytes_received.
+        if negotiated.known & known::LOCAL_ISN == 0
+            && let Some(acknowledged) = M::read::<u32>(tcp, offset!(snd_una))
+        {
+            negotiated.local_isn = acknowledged.wrapping_sub(1);
+            negotiated.known |= known::LOCAL_ISN;
+        }
+        if negotiated.known & known::REMOTE_ISN == 0
+            && let Some(next) = M::read::<u32>(tcp, offset!(rcv_nxt))
+        {
+            let data = M::read::<u64>(tcp, offset!(bytes_received)).unwrap_or(0) as u32;
+            negotiated.remote_isn = next.wrapping_sub(1).wrapping_sub(data);
+            negotiated.known |= known::REMOTE_ISN;
+        }
+        if let Some(srtt) = M::read::<u32>(tcp, offset!(srtt_us)) {
+            negotiated.srtt_us = srtt >> 3;
+            negotiated.known |= known::SRTT;
+        }
+        // rx_opt: saw_tstamp:1 tstamp_ok:1 dsack:1 wscale_ok:1 sack_ok:3, then snd_wscale:4 rcv_wscale:4;
+        // the layout within the two bytes is the same from 5.10 to 7.2 (little endian).
+        if let (Some(bits), Some(scales), Some(mss)) = (
+            M::read::<u8>(tcp, offset!(rx_opt_tstamp_ok)),
+            M::read::<u8>(tcp, offset!(rx_opt_snd_wscale)),
+            M::read::<u16>(tcp, offset!(rx_opt_mss_clamp)),
+        ) {
+            let mut options = 0;
+            if bits & (1 << 1) != 0 {
+                options |= option_bits::TIMESTAMPS;
+            }
+            if bits & (1 << 3) != 0 {
+                options |= option_bits::WINDOW_SCALE;
+            }
+            if bits & (7 << 4) != 0 {
+                options |= option_bits::SACK;
+            }
+            negotiated.options = options;
+            negotiated.remote_window_scale = scales & 0xf;
+            negotiated.local_window_scale = scales >> 4;
+            negotiated.mss = mss;
+            negotiated.known |= known::OPTIONS;
+        }
+    }
+}
+
+/// Ends of anything that begins with a `sock_common`: socks and request socks.
+#[inline(always)]
+pub fn common_ends<M: Memory>(common: *const u8, ends: &mut Endpoints) {
+    ends.family = M::read::<u16>(common, offset!(skc_family)).unwrap_or(0);
+    ends.local_port = M::read::<u16>(common, offset!(skc_num)).unwrap_or(0);
+    ends.remote_port = u16::from_be(M::read::<u16>(common, offset!(skc_dport)).unwrap_or(0));
+    if ends.family == AF_INET6 {
+        v6::<M>(common, offset!(skc_v6_rcv_saddr), &mut ends.local_address);
+        v6::<M>(common, offset!(skc_v6_daddr), &mut ends.remote_address);
+        if is_mapped(&ends.remote_address) {
+            ends.flags |= V4_MAPPED;
+        }
+    } else {
+        v4_mapped(M::read::<u32>(common, offset!(skc_rcv_saddr)), &mut ends.local_address);
+        v4_mapped(M::read::<u32>(common, offset!(skc_daddr)), &mut ends.remote_address);
+    }
+    if let Some(net) = M::read::<*const u8>(common, offset!(skc_net))
+        && let Some(inode) = M::read::<u32>(net, offset!(net_ns_inum))
+    {
+        ends.netns = inode;
+    }
+}
+
+/// An address in network order, as ::ffff:a.b.c.d.
+#[inline(always)]
+pub fn v4_mapped(address: Option<u32>, to: &mut [u8; 16]) {
+    let Some(address) = address else { return };
+    let halves = [0u64, u64::from(address) << 32 | 0xffff_0000];
+    write_halves(halves, to);
+}
+
+#[inline(always)]
+fn v6<M: Memory>(common: *const u8, offset: u32, to: &mut [u8; 16]) {
+    // Two loads of eight bytes: sixteen at once is no load that BPF has.
+    if let (Some(high), Some(low)) =
+        (M::read::<u64>(common, offset), M::read::<u64>(common, offset.wrapping_add(8)))
+    {
+        write_halves([high, low], to);
+    }
+}
+
+#[inline(always)]
+fn write_halves(halves: [u64; 2], to: &mut [u8; 16]) {
+    // SAFETY: the destination is sixteen bytes; unaligned, because it is an array of bytes.
+    unsafe { to.as_mut_ptr().cast::<[u64; 2]>().write_unaligned(halves) };
+}
+
+#[inline(always)]
+fn is_mapped(address: &[u8; 16]) -> bool {
+    // SAFETY: sixteen bytes are read, as u64 and u32 of whatever alignment.
+    let (high, middle) = unsafe {
+        (
+            address.as_ptr().cast::<u64>().read_unaligned(),
+            address.as_ptr().add(8).cast::<u32>().read_unaligned(),
+        )
+    };
+    high == 0 && middle == 0xffff_0000
+}

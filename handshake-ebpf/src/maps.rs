@@ -1,0 +1,235 @@
+//! Every map, with its lifecycle: who inserts, who reads, who deletes, and what bounds it.
+//!
+//! No LRU maps: they evict silently. A full table refuses, and that is counted. What a newcomer would get
+//! wrong: sizes here are defaults; the daemon sets them before it loads the object.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use handshake_common::{
+    counter::{Counter, CpuCounters},
+    endpoint::Endpoints,
+    event::passive_open::PassiveOpen,
+    owner::{COMM_BYTES, Owner},
+};
+
+use crate::emit::count;
+
+/// Events to the daemon. Submitted by `emit`, drained by the daemon; a full ring refuses and is counted.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// One entry per possible CPU, memory-mapped by the daemon. Only the CPU itself writes to its entry.
+#[map]
+pub static COUNTERS: Array<CpuCounters> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// One entry: what the daemon knows only after it attached everything.
+#[map]
+pub static RUNTIME: Array<Runtime> = Array::with_max_entries(1, 0);
+
+/// Active opens by sock. Inserted when connect() is called (or at CLOSED->SYN-SENT), updated until the
+/// answer, deleted when the call returned after the end, when the end came after the call returned, and in
+/// any case at tcp_destroy_sock.
+#[map]
+pub static ACTIVE_OPENS: HashMap<u64, ActiveOpen> = HashMap::with_max_entries(16384, 0);
+
+/// Half-open passive opens by request sock (or, in tracepoint mode, by socket cookie, which is the child's
+/// later; cookies are small numbers and addresses are not, so one table serves both). Inserted when the
+/// request is created, deleted when it becomes a child or dies; the daemon sweeps what neither happened to.
+#[map]
+pub static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(32768, 0);
+
+/// Children from the final ACK until accept() takes them or they are destroyed.
+#[map]
+pub static QUEUED: HashMap<u64, Queued> = HashMap::with_max_entries(16384, 0);
+
+/// connect() calls under way, by thread, in the modes that learn of the return from sys_exit_connect.
+/// Inserted at sys_enter_connect or by the probe, deleted at sys_exit_connect; a thread has one at most.
+#[map]
+pub static CONNECT_CALLS: HashMap<u64, ConnectCall> = HashMap::with_max_entries(16384, 0);
+
+/// accept() calls under way, by thread. Inserted at inet_csk_accept, deleted when a child is returned; a
+/// call that returns none leaves an entry that the thread's next call overwrites, the daemon sweeps.
+#[map]
+pub static ACCEPT_CALLS: HashMap<u64, AcceptCall> = HashMap::with_max_entries(16384, 0);
+
+/// The SYN (or timer) that this CPU works on: set at the outer function, read in those it calls. Softirq
+/// work on one CPU is not interrupted by other softirq work, so one entry per CPU is enough.
+#[map]
+pub static IN_SOFTIRQ: PerCpuArray<InSoftirq> = PerCpuArray::with_max_entries(1, 0);
+
+/// See [`RUNTIME`].
+#[repr(C)]
+pub struct Runtime {
+    /// 1: a hook that knows the socket will see connect() return; 2: one that knows the thread only. 0: none.
+    pub return_is_seen: u32,
+    /// Not 0: hooks see how children leave the accept queue.
+    pub accept_is_seen: u32,
+    /// Bit 0: a probe on connect() fills `ACTIVE_OPENS`. Bit 1: sock_ops or a probe reports the SYN, so that
+    /// CLOSED->SYN-SENT need not stand in for it.
+    pub syn_sent_is_seen: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
+}
+
+/// See [`ACTIVE_OPENS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ActiveOpen {
+    /// When it was inserted: the generation of its events.
+    pub generation_ns: u64,
+    /// When connect() was called.
+    pub called_ns: u64,
+    /// When the first SYN was handed to IP, 0 before that.
+    pub syn_sent_ns: u64,
+    /// When the answer began to be processed.
+    pub answered_ns: u64,
+    /// When the last SYN was sent again.
+    pub last_retransmit_ns: u64,
+    /// Both ends: the one asked for at first, the final ones from the SYN on.
+    pub endpoints: Endpoints,
+    /// Who connects.
+    pub owner: Owner,
+    /// Bits of `handshake_common::event::active_open::flags`, and [`ENDED`].
+    pub flags: u32,
+    /// SYNs sent again.
+    pub syn_retransmits: u16,
+    /// TCP flags of the answer.
+    pub answer_flags: u8,
+    /// Keeps the layout free of padding.
+    pub reserved: u8,
+}
+
+/// [`ActiveOpen::flags`], never in an event: the socket left SYN-SENT, only the call's return is awaited.
+pub const ENDED: u32 = 1 << 31;
+
+/// See [`REQUESTS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Request {
+    /// When the first SYN began to be processed.
+    pub syn_ns: u64,
+    /// When the request was created: immediately before the first SYN-ACK.
+    pub created_ns: u64,
+    /// When the first segment with an ACK for it came.
+    pub final_ack_ns: u64,
+    /// When the last SYN-ACK was sent again.
+    pub last_retransmit_ns: u64,
+    /// The listener's sock.
+    pub listener: u64,
+    /// SYNs seen.
+    pub syns_seen: u16,
+    /// SYN-ACKs sent again.
+    pub synack_retransmits: u16,
+    /// Bits of `handshake_common::event::passive_open::flags`.
+    pub flags: u32,
+}
+
+/// See [`QUEUED`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Queued {
+    /// What every event of this child repeats.
+    pub passive: PassiveOpen,
+    /// When it was inserted: the generation of its events.
+    pub generation_ns: u64,
+    /// When a RST hit it.
+    pub reset_ns: u64,
+    /// 1: accept() took it before it was ESTABLISHED (Fast Open).
+    pub accepted: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
+}
+
+/// See [`CONNECT_CALLS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ConnectCall {
+    /// When the call began.
+    pub called_ns: u64,
+    /// The sock, 0 until known.
+    pub socket: u64,
+    /// The caller's sockaddr, in its own memory.
+    pub address: u64,
+    /// The file descriptor, -1 when unknown.
+    pub descriptor: i64,
+}
+
+/// See [`ACCEPT_CALLS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct AcceptCall {
+    /// When the thread began to wait.
+    pub waiting_since_ns: u64,
+    /// The listener's sock.
+    pub listener: u64,
+}
+
+/// See [`IN_SOFTIRQ`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct InSoftirq {
+    /// When the SYN began to be processed.
+    pub syn_ns: u64,
+    /// The listener that it is for.
+    pub syn_listener: u64,
+    /// When a request sock's timer fired.
+    pub timer_ns: u64,
+    /// Address of that timer, which lies inside the request sock.
+    pub timer: u64,
+    /// The request that is being dropped.
+    pub dropped: u64,
+}
+
+/// What a new entry of [`ACTIVE_OPENS`] is copied from. A constant of the program: 160 zero bytes on the
+/// stack would be a third of it.
+static NO_ACTIVE_OPEN: ActiveOpen = ActiveOpen {
+    generation_ns: 0,
+    called_ns: 0,
+    syn_sent_ns: 0,
+    answered_ns: 0,
+    last_retransmit_ns: 0,
+    endpoints: Endpoints {
+        local_address: [0; 16],
+        remote_address: [0; 16],
+        local_port: 0,
+        remote_port: 0,
+        family: 0,
+        reserved: 0,
+        netns: 0,
+        flags: 0,
+    },
+    owner: Owner { cgroup_id: 0, pid: 0, tid: 0, uid: 0, known: 0, comm: [0; COMM_BYTES] },
+    flags: 0,
+    syn_retransmits: 0,
+    answer_flags: 0,
+    reserved: 0,
+};
+
+/// What a new entry of [`QUEUED`] is copied from: all zeroes, as words because the payload has no constant
+/// constructor.
+static NO_QUEUED: [u64; size_of::<Queued>() / 8] = [0; size_of::<Queued>() / 8];
+
+/// A new (or cleared) entry of [`ACTIVE_OPENS`]; `None`, and counted, when the table is full.
+#[inline(always)]
+pub fn new_active_open(socket: u64) -> Option<*mut ActiveOpen> {
+    if ACTIVE_OPENS.insert(socket, &NO_ACTIVE_OPEN, 0).is_err() {
+        count(Counter::ActiveOpensFull);
+        return None;
+    }
+    ACTIVE_OPENS.get_ptr_mut(socket)
+}
+
+/// A new (or cleared) entry of [`QUEUED`]; `None`, and counted, when the table is full.
+#[inline(always)]
+pub fn new_queued(child: u64) -> Option<*mut Queued> {
+    // SAFETY: as large and as aligned as a Queued, which is plain integers.
+    let empty = unsafe { &*(&raw const NO_QUEUED).cast::<Queued>() };
+    if QUEUED.insert(child, empty, 0).is_err() {
+        count(Counter::QueuedFull);
+        return None;
+    }
+    QUEUED.get_ptr_mut(child)
+}

@@ -1,0 +1,99 @@
+//! Reads the kernel side's counters through shared memory: no system call, no capability.
+//!
+//! What a newcomer would get wrong: probes that the kernel skipped (a program was already running on that
+//! CPU) are in none of our counters; the kernel keeps them per program, from 5.12 on, in fdinfo.
+
+use std::{
+    ffi::c_void,
+    fs::File,
+    io::{Read as _, Seek as _},
+    ptr::NonNull,
+};
+
+use aya::{Ebpf, maps::Map};
+use handshake_common::counter::{CpuCounters, SLOTS};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::StartError;
+
+/// The kernel side's counters, mapped.
+pub struct KernelCounters {
+    mapping: NonNull<c_void>,
+    bytes: usize,
+    cpus: usize,
+    fdinfo: Vec<File>,
+}
+
+// SAFETY: the mapping is plain shared memory, only read here, and lives until the struct is dropped.
+unsafe impl Send for KernelCounters {}
+// SAFETY: as above; reads are volatile and of aligned words.
+unsafe impl Sync for KernelCounters {}
+
+impl KernelCounters {
+    /// Maps the counters of a loaded object.
+    pub(super) fn map(ebpf: &Ebpf, cpus: usize) -> Result<Self, StartError> {
+        let failed =
+            |problem: String| StartError::Failed(format!("the counters cannot be mapped: {problem}"));
+        let Some(Map::Array(data)) = ebpf.map("COUNTERS") else {
+            return Err(failed("the object has no array COUNTERS".to_owned()));
+        };
+        let page = rustix::param::page_size();
+        let bytes = (cpus * size_of::<CpuCounters>()).next_multiple_of(page);
+        let descriptor = data.fd();
+        // SAFETY: a fresh read-only shared mapping of a map that is at least this large (the kernel rounds
+        // the size of a mappable array up to whole pages); nothing else uses the address.
+        let mapping =
+            unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, descriptor, 0) }
+                .map_err(|error| failed(error.to_string()))?;
+        let mapping = NonNull::new(mapping).ok_or_else(|| failed("null".to_owned()))?;
+        Ok(KernelCounters { mapping, bytes, cpus, fdinfo: Vec::new() })
+    }
+
+    /// Opens fdinfo of every loaded program, so that reading it later needs nothing but the open file.
+    pub(super) fn watch_programs(&mut self, ebpf: &Ebpf) {
+        use std::os::fd::{AsFd as _, AsRawFd as _};
+        for (_, program) in ebpf.programs() {
+            if let Ok(descriptor) = program.fd() {
+                let number = descriptor.as_fd().as_raw_fd();
+                self.fdinfo.extend(File::open(format!("/proc/self/fdinfo/{number}")));
+            }
+        }
+    }
+
+    /// The counters of every possible CPU, in the order of CPU numbers.
+    pub fn read(&self) -> Vec<CpuCounters> {
+        let base = self.mapping.as_ptr().cast::<u64>().cast_const();
+        (0..self.cpus)
+            .map(|cpu| CpuCounters {
+                slots: std::array::from_fn(|slot| {
+                    // SAFETY: inside the mapping, aligned; volatile, because the kernel writes meanwhile.
+                    unsafe { base.add(cpu * SLOTS + slot).read_volatile() }
+                }),
+            })
+            .collect()
+    }
+
+    /// Hits of our programs that the kernel skipped; `None` where the kernel doesn't say (before 5.12).
+    pub fn missed_probes(&self) -> Option<u64> {
+        let mut missed = None;
+        for mut file in self.fdinfo.iter() {
+            let mut text = String::new();
+            if file.rewind().is_err() || file.read_to_string(&mut text).is_err() {
+                continue;
+            }
+            let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+            if let Some(count) = line.and_then(|value| value.trim().parse::<u64>().ok()) {
+                missed = Some(missed.unwrap_or(0) + count);
+            }
+        }
+        missed
+    }
+}
+
+impl Drop for KernelCounters {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `map` with this size and nothing refers to it any more. A failure
+        // would leak a page at exit, which nobody can do anything about.
+        let _ = unsafe { munmap(self.mapping.as_ptr(), self.bytes) };
+    }
+}

@@ -1,0 +1,297 @@
+//! The hook table: each act of a handshake, the ways to see it in order of preference, and what is lost
+//! without it.
+//!
+//! One row per act; the loader walks it and `doctor` prints it. What a newcomer would get wrong: a row's
+//! programs are tried by loading **and** attaching, and several rows may share a program (one probe on
+//! tcp_rcv_state_process sees SYN and SYN-ACK); it is attached once.
+
+use handshake_common::event::Attach;
+
+/// One act, and how it can be seen.
+pub struct Hook {
+    /// Its name, in TCP's words.
+    pub name: &'static str,
+    /// Ways to see it, the best first.
+    pub ways: &'static [Way],
+    /// What is not shown without it.
+    pub without_it: &'static str,
+    /// Nothing can stand in for it: without it there is nothing to trace.
+    pub required: bool,
+}
+
+/// One way to see an act.
+pub struct Way {
+    /// What the records call it.
+    pub attach: Attach,
+    /// `--attach` choices that allow it, besides `auto`.
+    pub modes: &'static [Attach],
+    /// All of these must attach, except where `optional`.
+    pub programs: &'static [Program],
+}
+
+/// One program at one place.
+pub struct Program {
+    /// Its name in the object.
+    pub name: &'static str,
+    /// Where it goes.
+    pub place: Place,
+    /// The way works without it, and loses only a part.
+    pub optional: bool,
+}
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// At the entry of a kernel function, by trampoline.
+    Fentry(&'static str),
+    /// At its return.
+    Fexit(&'static str),
+    /// At its entry, by kprobe.
+    Kprobe(&'static str),
+    /// A tracepoint, with BTF-typed arguments.
+    BtfTracepoint(&'static str),
+    /// A system call tracepoint, through perf.
+    SystemCall(&'static str),
+    /// sock_ops at the root of the cgroup hierarchy.
+    SockOps,
+    /// Nothing of its own: the program on this tracepoint, attached in any case, sees it too.
+    SeenBy(&'static str),
+}
+
+impl Place {
+    /// The kernel's name of the place.
+    pub fn symbol(self) -> &'static str {
+        match self {
+            Place::Fentry(name)
+            | Place::Fexit(name)
+            | Place::Kprobe(name)
+            | Place::BtfTracepoint(name)
+            | Place::SystemCall(name)
+            | Place::SeenBy(name) => name,
+            Place::SockOps => "sock_ops",
+        }
+    }
+}
+
+const fn program(name: &'static str, place: Place) -> Program {
+    Program { name, place, optional: false }
+}
+
+const fn optional(name: &'static str, place: Place) -> Program {
+    Program { name, place, optional: true }
+}
+
+const fn fentry(programs: &'static [Program]) -> Way {
+    Way { attach: Attach::Fentry, modes: &[Attach::Fentry], programs }
+}
+
+const fn kprobe(programs: &'static [Program]) -> Way {
+    Way { attach: Attach::Kprobe, modes: &[Attach::Kprobe], programs }
+}
+
+const fn tracepoint(programs: &'static [Program]) -> Way {
+    Way { attach: Attach::Tracepoint, modes: &[Attach::Tracepoint], programs }
+}
+
+/// A tracepoint that every mode uses.
+const fn common(programs: &'static [Program]) -> Way {
+    Way { attach: Attach::Common, modes: &[Attach::Fentry, Attach::Kprobe, Attach::Tracepoint], programs }
+}
+
+const STATE: Program = program("", Place::SeenBy("inet_sock_set_state"));
+const SOCK_OPS: Program = program("hs_sock_ops", Place::SockOps);
+
+/// Name of the row that the loader attaches last, when the daemon has told the kernel side the rest.
+pub const STATE_CHANGED: &str = "state_changed";
+
+/// Every hook, in the order in which a handshake meets them; attached in this order too.
+pub const HOOKS: &[Hook] = &[
+    Hook {
+        name: "connect_called",
+        ways: &[
+            fentry(&[
+                program("hs_connect4_fe", Place::Fentry("tcp_v4_connect")),
+                optional("hs_connect6_fe", Place::Fentry("tcp_v6_connect")),
+            ]),
+            kprobe(&[
+                program("hs_connect_kp", Place::Kprobe("tcp_v4_connect")),
+                optional("hs_connect_kp", Place::Kprobe("tcp_v6_connect")),
+            ]),
+            tracepoint(&[STATE]),
+        ],
+        without_it: "client records lack `phases.local_ns`",
+        required: false,
+    },
+    Hook {
+        name: "connect_returned",
+        ways: &[
+            fentry(&[program("hs_returned_fx", Place::Fexit("inet_stream_connect"))]),
+            Way {
+                attach: Attach::Tracepoint,
+                // kprobe mode has no better: a return probe loses calls silently while they sleep.
+                modes: &[Attach::Kprobe, Attach::Tracepoint],
+                programs: &[
+                    program("hs_connect_enter", Place::SystemCall("sys_enter_connect")),
+                    program("hs_connect_exit", Place::SystemCall("sys_exit_connect")),
+                ],
+            },
+        ],
+        without_it: "connect() calls that fail before a SYN leaves are not shown, nor `phases.wake_ns`",
+        required: false,
+    },
+    Hook {
+        name: "syn_sent",
+        ways: &[
+            fentry(&[program("hs_syn_sent_fe", Place::Fentry("tcp_connect"))]),
+            kprobe(&[program("hs_syn_sent_kp", Place::Kprobe("tcp_connect"))]),
+            tracepoint(&[SOCK_OPS]),
+            tracepoint(&[STATE]),
+        ],
+        without_it: "client latency begins at connect() instead of the SYN",
+        required: false,
+    },
+    Hook {
+        name: "segment_received",
+        ways: &[
+            fentry(&[program("hs_segment_fe", Place::Fentry("tcp_rcv_state_process"))]),
+            kprobe(&[program("hs_segment_kp", Place::Kprobe("tcp_rcv_state_process"))]),
+            tracepoint(&[SOCK_OPS]),
+        ],
+        without_it: "the time at which a SYN reached a listener is unknown, so server latency is absent",
+        required: false,
+    },
+    Hook {
+        name: "request_created",
+        ways: &[
+            fentry(&[program("hs_request_fe", Place::Fentry("inet_csk_reqsk_queue_hash_add"))]),
+            kprobe(&[program("hs_request_kp", Place::Kprobe("inet_csk_reqsk_queue_hash_add"))]),
+            tracepoint(&[SOCK_OPS]),
+        ],
+        without_it: "server records lack latency and `phases.synack_ns`",
+        required: false,
+    },
+    Hook {
+        name: "final_ack_received",
+        ways: &[
+            fentry(&[program("hs_check_req_fe", Place::Fentry("tcp_check_req"))]),
+            kprobe(&[program("hs_check_req_kp", Place::Kprobe("tcp_check_req"))]),
+        ],
+        without_it: "server records lack `retransmits.syn_seen`, and a RST half open is not told from a time-out",
+        required: false,
+    },
+    Hook {
+        name: "child_queued",
+        ways: &[
+            fentry(&[
+                program("hs_child_fe", Place::Fentry("inet_csk_complete_hashdance")),
+                optional("hs_queue_add_fe", Place::Fentry("inet_csk_reqsk_queue_add")),
+            ]),
+            kprobe(&[
+                program("hs_child_kp", Place::Kprobe("inet_csk_complete_hashdance")),
+                optional("hs_queue_add_kp", Place::Kprobe("inet_csk_reqsk_queue_add")),
+            ]),
+            tracepoint(&[STATE, optional("hs_data_ready", Place::BtfTracepoint("sk_data_ready"))]),
+        ],
+        without_it: "SYN cookies, Fast Open and the accept queue's length are not shown",
+        required: false,
+    },
+    Hook {
+        name: "accept_waiting",
+        ways: &[
+            fentry(&[program("hs_accept_fe", Place::Fentry("inet_csk_accept"))]),
+            kprobe(&[program("hs_accept_kp", Place::Kprobe("inet_csk_accept"))]),
+        ],
+        without_it: "when a thread began to wait in accept() is unknown",
+        required: false,
+    },
+    Hook {
+        name: "accepted",
+        ways: &[
+            fentry(&[program("hs_graft_fe", Place::Fentry("security_sock_graft"))]),
+            kprobe(&[program("hs_graft_kp", Place::Kprobe("security_sock_graft"))]),
+            tracepoint(&[
+                program("hs_accept_exit", Place::SystemCall("sys_exit_accept")),
+                program("hs_accept_exit", Place::SystemCall("sys_exit_accept4")),
+            ]),
+        ],
+        without_it: "server records lack the process and `phases.accept_ns`",
+        required: false,
+    },
+    Hook {
+        name: "request_died",
+        ways: &[
+            fentry(&[
+                program("hs_req_timer_fe", Place::Fentry("reqsk_timer_handler")),
+                program("hs_req_drop_fe", Place::Fentry("inet_csk_reqsk_queue_drop")),
+                optional("hs_req_drop2_fe", Place::Fentry("__inet_csk_reqsk_queue_drop")),
+            ]),
+            kprobe(&[
+                program("hs_req_timer_kp", Place::Kprobe("reqsk_timer_handler")),
+                program("hs_req_drop_kp", Place::Kprobe("inet_csk_reqsk_queue_drop")),
+                optional("hs_req_drop_kp", Place::Kprobe("__inet_csk_reqsk_queue_drop")),
+            ]),
+        ],
+        without_it: "passive opens that die half open are not shown",
+        required: false,
+    },
+    Hook {
+        name: "syn_retransmitted",
+        ways: &[common(&[program("hs_syn_rexmit", Place::BtfTracepoint("tcp_retransmit_skb"))])],
+        without_it: "retransmitted SYNs are not counted",
+        required: false,
+    },
+    Hook {
+        name: "syn_ack_retransmitted",
+        ways: &[common(&[program("hs_synack_rexmit", Place::BtfTracepoint("tcp_retransmit_synack"))])],
+        without_it: "retransmitted SYN-ACKs are not counted",
+        required: false,
+    },
+    Hook {
+        name: "reset_received",
+        ways: &[common(&[program("hs_rst_received", Place::BtfTracepoint("tcp_receive_reset"))])],
+        without_it: "a refusal by RST is not told from one by ICMP, nor a RST in the accept queue seen",
+        required: false,
+    },
+    Hook {
+        name: "reset_sent",
+        ways: &[common(&[program("hs_rst_sent", Place::BtfTracepoint("tcp_send_reset"))])],
+        without_it: "resets that we sent are not evidence",
+        required: false,
+    },
+    Hook {
+        name: "socket_destroyed",
+        ways: &[common(&[program("hs_destroy", Place::BtfTracepoint("tcp_destroy_sock"))])],
+        without_it: "connections that die in the accept queue are not shown",
+        required: false,
+    },
+    Hook {
+        name: STATE_CHANGED,
+        ways: &[common(&[program("hs_state", Place::BtfTracepoint("inet_sock_set_state"))])],
+        without_it: "no handshake is seen to end",
+        required: true,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::{HOOKS, Place, STATE_CHANGED};
+
+    #[test]
+    fn the_state_tracepoint_is_attached_last() {
+        assert_eq!(HOOKS.last().map(|hook| hook.name), Some(STATE_CHANGED));
+    }
+
+    #[test]
+    fn no_hook_uses_a_return_probe_on_accept() {
+        for program in HOOKS.iter().flat_map(|hook| hook.ways).flat_map(|way| way.programs) {
+            assert!(!matches!(program.place, Place::Fexit("inet_csk_accept")));
+        }
+    }
+
+    #[test]
+    fn program_names_fit_what_bpftool_shows() {
+        for program in HOOKS.iter().flat_map(|hook| hook.ways).flat_map(|way| way.programs) {
+            assert!(program.name.len() <= 16, "{} is longer than the kernel keeps", program.name);
+        }
+    }
+}

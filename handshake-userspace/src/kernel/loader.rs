@@ -1,0 +1,409 @@
+//! Loads the object and attaches the hook table, hook by hook, by trying.
+//!
+//! The order matters: offsets and filters are set before the verifier sees a program; hooks that fill tables
+//! come first; then the kernel side is told what will be seen; the state tracepoint, which stands in for
+//! what is missing, comes last. What a newcomer would get wrong: a program that loads may still not attach
+//! (fentry on arm64 6.1, functions with more than six arguments), so both are tried before a way counts.
+
+use std::collections::{HashMap, HashSet};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{Array, Map, MapData, RingBuf},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, FEntry, FExit, KProbe, Program as LoadedProgram, ProgramError,
+        SockOps, TracePoint,
+    },
+};
+use handshake_common::{event::Attach, offsets::Offsets};
+
+use super::{
+    AttachChoice, HookStatus, LiveTrace, StartError, TraceOptions,
+    btf::Btf as KernelBtf,
+    counters::KernelCounters,
+    hook_table::{HOOKS, Hook, Place, Program, STATE_CHANGED, Way},
+    host, log_messages,
+    object::object,
+    offsets::{self, ResolvedOffsets},
+    snapshot,
+    sweep::Sweeper,
+};
+use crate::source::ring_buffer::{RingBufferSource, monotonic_ns};
+
+const BTF_OF_THE_KERNEL: &str = "/sys/kernel/btf/vmlinux";
+/// Per CPU; rounded up to a power of two and bounded below.
+const RING_BYTES_PER_CPU: usize = 512 * 1024;
+const RING_BYTES_MIN: usize = 1 << 20;
+const RING_BYTES_MAX: usize = 32 << 20;
+/// A mode in which this many hooks failed and none worked is not tried for the others.
+const FAILURES_THAT_CONDEMN_A_MODE: usize = 2;
+
+/// Loads and attaches. Needs a tokio runtime for the source.
+pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
+    let bytes = object()?;
+    let path = options.btf.clone().unwrap_or_else(|| BTF_OF_THE_KERNEL.into());
+    let resolved = resolve(&path)?;
+    let missing = host::missing_capabilities();
+    if !missing.is_empty() {
+        return Err(StartError::NoPrivilege(format!(
+            "tracing needs {}, which this process lacks: run it as root (`sudo handshake`), or give the file \
+             the capabilities (`setcap cap_bpf,cap_perfmon,cap_net_admin+ep`)",
+            missing.join(" and ")
+        )));
+    }
+    let btf = Btf::parse_file(&path, aya::Endianness::default())
+        .map_err(|error| StartError::Failed(format!("{}: {error}", path.display())))?;
+    let cpus = aya::util::nr_cpus()
+        .map_err(|(file, error)| StartError::Failed(format!("cannot count CPUs: {file}: {error}")))?;
+    let locked = host::kernel_memory_is_locked();
+    let mut ebpf = load(bytes, options, &btf, &resolved.offsets, cpus, locked)?;
+    let mut counters = KernelCounters::map(&ebpf, cpus)?;
+    let mut attacher = Attacher::new(&btf, options.attach, locked);
+    let mut hooks = Vec::with_capacity(HOOKS.len());
+    for hook in HOOKS {
+        if hook.name == STATE_CHANGED {
+            tell_kernel_side(&mut ebpf, &hooks)?;
+        }
+        let status = attacher.attach(&mut ebpf, hook);
+        if status.attached.is_none() && hook.required {
+            return Err(attacher.refusal(hook, &status));
+        }
+        hooks.push(status);
+    }
+    attacher.require_the_mode(&hooks)?;
+    let (seen, snapshot_status) = snapshot::take(&mut ebpf, &btf);
+    hooks.push(snapshot_status);
+    counters.watch_programs(&ebpf);
+    let ring = ebpf
+        .take_map("EVENTS")
+        .ok_or_else(|| StartError::Failed("the object has no map EVENTS".to_owned()))
+        .and_then(|map| RingBuf::try_from(map).map_err(|error| StartError::Failed(error.to_string())))?;
+    let source = RingBufferSource::new(ring, seen)
+        .map_err(|error| StartError::Failed(format!("the ring buffer cannot be polled: {error}")))?;
+    let sweeper = Sweeper::new(&mut ebpf);
+    let messages = log_messages::MessagePump::start(&mut ebpf);
+    Ok(LiveTrace {
+        source,
+        counters,
+        hooks,
+        missing_fields: resolved.missing,
+        locked_down: locked,
+        cpus,
+        sweeper,
+        _messages: messages,
+        _programs: ebpf,
+    })
+}
+
+fn resolve(path: &std::path::Path) -> Result<ResolvedOffsets, StartError> {
+    if !path.exists() {
+        return Err(StartError::Unsupported(format!(
+            "{} does not exist: this kernel was built without BTF (CONFIG_DEBUG_INFO_BTF), so the places of its \
+             fields are unknown; give a BTF file that was made for exactly this kernel with --btf FILE",
+            path.display()
+        )));
+    }
+    let btf = KernelBtf::from_file(path).map_err(|error| StartError::Failed(error.to_string()))?;
+    offsets::resolve(&btf).map_err(|error| StartError::Unsupported(error.to_string()))
+}
+
+fn load(
+    bytes: &[u8],
+    options: &TraceOptions,
+    btf: &Btf,
+    offsets: &Offsets,
+    cpus: usize,
+    locked: bool,
+) -> Result<Ebpf, StartError> {
+    let ring_bytes = ring_bytes(options.ring_bytes, cpus);
+    let locked_down = u32::from(locked);
+    let loaded_ns = monotonic_ns();
+    let log_level = log_messages::level();
+    EbpfLoader::new()
+        .btf(Some(btf))
+        .override_global("OFFSETS", offsets, true)
+        .override_global("FILTER", &options.filter, true)
+        .override_global("LOCKED_DOWN", &locked_down, true)
+        .override_global("LOADED_NS", &loaded_ns, true)
+        // Absent when no log statement survived compilation.
+        .override_global(aya_log::LEVEL, &log_level, false)
+        .map_max_entries("EVENTS", ring_bytes)
+        .map_max_entries("COUNTERS", cpus as u32)
+        .load(bytes)
+        .map_err(|error| StartError::Failed(format!("the kernel refused our maps: {}", chain(&error))))
+}
+
+/// A power of two and a multiple of the page, as the kernel wants it.
+fn ring_bytes(asked: Option<u32>, cpus: usize) -> u32 {
+    let bytes = match asked {
+        Some(asked) => (asked as usize).max(rustix::param::page_size()),
+        None => (cpus * RING_BYTES_PER_CPU).clamp(RING_BYTES_MIN, RING_BYTES_MAX),
+    };
+    u32::try_from(bytes.next_power_of_two()).unwrap_or(1 << 31)
+}
+
+/// `Runtime` of the kernel side: what it may rely on. See handshake-ebpf/src/maps.rs.
+fn tell_kernel_side(ebpf: &mut Ebpf, hooks: &[HookStatus]) -> Result<(), StartError> {
+    let attached = |name: &str| hooks.iter().find(|hook| hook.hook == name).and_then(|hook| hook.attached);
+    let is_probe = |attach: Option<Attach>| matches!(attach, Some(Attach::Fentry | Attach::Kprobe));
+    let return_is_seen = match attached("connect_returned") {
+        None => 0,
+        Some(Attach::Fentry) => RETURN_BY_SOCKET,
+        Some(_) => RETURN_BY_THREAD,
+    };
+    let syn_is_seen = hooks
+        .iter()
+        .find(|hook| hook.hook == "syn_sent")
+        .is_some_and(|hook| hook.attached.is_some() && !hook.symbols.contains(&"inet_sock_set_state"));
+    let runtime: [u32; 4] = [
+        return_is_seen,
+        u32::from(attached("accepted").is_some() && attached("socket_destroyed").is_some()),
+        u32::from(is_probe(attached("connect_called"))) | u32::from(syn_is_seen) << 1,
+        0,
+    ];
+    let failed =
+        |problem: String| StartError::Failed(format!("the kernel side cannot be told its mode: {problem}"));
+    let map: &mut Map = ebpf.map_mut("RUNTIME").ok_or_else(|| failed("no map RUNTIME".to_owned()))?;
+    let mut array: Array<&mut MapData, [u32; 4]> =
+        Array::try_from(map).map_err(|error| failed(error.to_string()))?;
+    array.set(0, runtime, 0).map_err(|error| failed(error.to_string()))
+}
+
+/// `Runtime::return_is_seen`: by a hook that knows the socket.
+const RETURN_BY_SOCKET: u32 = 1;
+/// `Runtime::return_is_seen`: by the system call's exit, joined by thread.
+const RETURN_BY_THREAD: u32 = 2;
+
+struct Attacher<'a> {
+    btf: &'a Btf,
+    choice: AttachChoice,
+    locked: bool,
+    /// Programs and places that are attached.
+    attached: HashSet<(&'static str, Place)>,
+    /// Hooks that failed and that worked, by mode.
+    record: HashMap<Attach, (usize, usize)>,
+}
+
+impl<'a> Attacher<'a> {
+    fn new(btf: &'a Btf, choice: AttachChoice, locked: bool) -> Self {
+        Attacher { btf, choice, locked, attached: HashSet::new(), record: HashMap::new() }
+    }
+
+    fn attach(&mut self, ebpf: &mut Ebpf, hook: &'static Hook) -> HookStatus {
+        let mut status = HookStatus {
+            hook: hook.name,
+            attached: None,
+            symbols: Vec::new(),
+            tried: Vec::new(),
+            without_it: hook.without_it,
+        };
+        for way in hook.ways {
+            if !self.allows(way) {
+                continue;
+            }
+            if let Some((failed, 0)) = self.record.get(&way.attach).copied()
+                && failed >= FAILURES_THAT_CONDEMN_A_MODE
+            {
+                status
+                    .tried
+                    .push(format!("{}: no hook of this kind could be attached here", name(way.attach)));
+                continue;
+            }
+            match self.attach_way(ebpf, way, &mut status) {
+                Ok(()) => {
+                    self.record.entry(way.attach).or_default().1 += 1;
+                    status.attached = Some(way.attach);
+                    break;
+                }
+                Err(problem) => {
+                    self.record.entry(way.attach).or_default().0 += 1;
+                    status.symbols.clear();
+                    status.tried.push(problem);
+                }
+            }
+        }
+        status
+    }
+
+    fn allows(&self, way: &Way) -> bool {
+        match self.choice {
+            AttachChoice::Auto => true,
+            AttachChoice::Fentry => way.modes.contains(&Attach::Fentry),
+            AttachChoice::Kprobe => way.modes.contains(&Attach::Kprobe),
+            AttachChoice::Tracepoint => way.modes.contains(&Attach::Tracepoint),
+        }
+    }
+
+    fn attach_way(&mut self, ebpf: &mut Ebpf, way: &Way, status: &mut HookStatus) -> Result<(), String> {
+        for program in way.programs {
+            match self.attach_program(ebpf, program) {
+                Ok(()) => status.symbols.push(program.place.symbol()),
+                Err(problem) if program.optional => status.tried.push(problem),
+                Err(problem) => return Err(problem),
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_program(&mut self, ebpf: &mut Ebpf, program: &Program) -> Result<(), String> {
+        if matches!(program.place, Place::SeenBy(_)) || self.attached.contains(&(program.name, program.place))
+        {
+            return Ok(());
+        }
+        let loaded = ebpf
+            .program_mut(program.name)
+            .ok_or_else(|| format!("the object has no program {}", program.name))?;
+        self.try_place(loaded, program.place).map_err(|error| {
+            format!(
+                "{} on {}: {}",
+                kind(program.place),
+                program.place.symbol(),
+                self.explain(program.place, &error)
+            )
+        })?;
+        self.attached.insert((program.name, program.place));
+        Ok(())
+    }
+
+    fn try_place(&self, program: &mut LoadedProgram, place: Place) -> Result<(), AttachProblem> {
+        match place {
+            Place::Fentry(function) => {
+                let program: &mut FEntry = program.try_into()?;
+                program.load(function, self.btf)?;
+                program.attach()?;
+            }
+            Place::Fexit(function) => {
+                let program: &mut FExit = program.try_into()?;
+                program.load(function, self.btf)?;
+                program.attach()?;
+            }
+            Place::Kprobe(function) => {
+                let program: &mut KProbe = program.try_into()?;
+                unless_loaded(program.load())?;
+                program.attach(function, 0)?;
+            }
+            Place::BtfTracepoint(tracepoint) => {
+                let program: &mut BtfTracePoint = program.try_into()?;
+                program.load(tracepoint, self.btf)?;
+                program.attach()?;
+            }
+            Place::SystemCall(tracepoint) => {
+                if !host::tracefs_is_mounted() {
+                    return Err(AttachProblem::NoTracefs);
+                }
+                let program: &mut TracePoint = program.try_into()?;
+                unless_loaded(program.load())?;
+                program.attach("syscalls", tracepoint)?;
+            }
+            Place::SockOps => {
+                let root = host::cgroup_root().map_err(AttachProblem::Cgroup)?;
+                let program: &mut SockOps = program.try_into()?;
+                unless_loaded(program.load())?;
+                // A cgroup link always stands beside other programs, and the kernel refuses the flag that would
+                // say so.
+                program.attach(root, CgroupAttachMode::Single)?;
+            }
+            Place::SeenBy(_) => {}
+        }
+        Ok(())
+    }
+
+    fn explain(&self, place: Place, error: &AttachProblem) -> String {
+        let mut text = chain(error);
+        if self.locked && matches!(place, Place::Kprobe(_) | Place::SystemCall(_) | Place::SockOps) {
+            text.push_str(" (lockdown=confidentiality forbids it)");
+        }
+        text
+    }
+
+    fn refusal(&self, hook: &Hook, status: &HookStatus) -> StartError {
+        StartError::Unsupported(format!(
+            "hook {} cannot be attached, and without it {}: {}",
+            hook.name,
+            hook.without_it,
+            status.tried.join("; ")
+        ))
+    }
+
+    /// `--attach kprobe` on a kernel without kprobes must not quietly trace with what is left.
+    fn require_the_mode(&self, hooks: &[HookStatus]) -> Result<(), StartError> {
+        let wanted = match self.choice {
+            AttachChoice::Auto => return Ok(()),
+            AttachChoice::Fentry => Attach::Fentry,
+            AttachChoice::Kprobe => Attach::Kprobe,
+            AttachChoice::Tracepoint => Attach::Tracepoint,
+        };
+        if hooks.iter().any(|hook| hook.attached == Some(wanted)) {
+            return Ok(());
+        }
+        let why = hooks
+            .iter()
+            .find_map(|hook| hook.tried.first().map(|problem| format!("hook {}: {problem}", hook.hook)))
+            .unwrap_or_else(|| "nothing was tried".to_owned());
+        Err(StartError::Unsupported(format!(
+            "--attach {} is not possible here: {why}; --attach auto takes what works",
+            name(wanted)
+        )))
+    }
+}
+
+/// One program may serve several places; it is loaded for the first.
+fn unless_loaded(result: Result<(), ProgramError>) -> Result<(), ProgramError> {
+    match result {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        other => other,
+    }
+}
+
+/// Why a program could not be put in its place.
+#[derive(Debug, thiserror::Error)]
+enum AttachProblem {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("tracefs is not mounted: `mount -t tracefs tracefs /sys/kernel/tracing`")]
+    NoTracefs,
+    #[error("{0}")]
+    Cgroup(String),
+}
+
+/// The mode as the command line and the records name it.
+pub fn name(attach: Attach) -> &'static str {
+    match attach {
+        Attach::Common => "common",
+        Attach::Fentry => "fentry",
+        Attach::Kprobe => "kprobe",
+        Attach::Tracepoint => "tracepoint",
+    }
+}
+
+fn kind(place: Place) -> &'static str {
+    match place {
+        Place::Fentry(_) => "fentry",
+        Place::Fexit(_) => "fexit",
+        Place::Kprobe(_) => "kprobe",
+        Place::BtfTracepoint(_) => "BTF tracepoint",
+        Place::SystemCall(_) => "tracepoint",
+        Place::SockOps => "sock_ops",
+        Place::SeenBy(_) => "seen by",
+    }
+}
+
+/// An error with its causes in one line, without a verifier's log: that is what `-v` is for.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    if let Some((first, log)) = text.split_once("Verifier output:") {
+        log::debug!("{log}");
+        text = first.trim_end_matches(['.', ' ']).to_owned();
+    }
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        let next = next.split("Verifier output:").next().unwrap_or_default().trim_end_matches(['.', ' ']);
+        if !text.contains(next) {
+            text.push_str(": ");
+            text.push_str(next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,55 @@
+//! `cargo xtask ci`: every gate, one after the other, each with its time; `.ci/run` is this and nothing else.
+//!
+//! A gate that fails does not stop the others: one run names all that is wrong.
+//!
+//! What one would get wrong: gates call cargo as a user would. `cargo xtask test` comes first because it sets up
+//! the machine that the others need.
+
+use crate::{
+    kernels::{DEFAULT, Selection},
+    workspace,
+};
+use anyhow::{Result, bail};
+use std::{process::Stdio, time::Instant};
+
+/// Which gates.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// `cargo xtask test` has just run: leave it out
+    #[arg(long)]
+    after_test: bool,
+}
+
+/// Runs the command.
+pub fn main(arguments: &Arguments) -> Result<()> {
+    let others: Vec<&str> = Selection::all().0.into_iter().filter(|kernel| *kernel != DEFAULT).collect();
+    let others = others.join(",");
+    let mut gates: Vec<Vec<&str>> = Vec::new();
+    if !arguments.after_test {
+        gates.push(vec!["xtask", "test"]);
+    }
+    gates.extend([
+        vec!["fmt", "--all", "--check"],
+        vec!["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        vec!["xtask", "lint"],
+        // The kernel that `cargo xtask test` boots by itself is done.
+        vec!["xtask", "test", "--only-vms", "--kernels", &others],
+    ]);
+    let mut report = String::new();
+    let mut failed = 0;
+    for gate in &gates {
+        let line = format!("cargo {}", gate.join(" "));
+        println!("\n==== {line}");
+        let begun = Instant::now();
+        let passed = workspace::cargo().args(gate).stdin(Stdio::null()).status()?.success();
+        failed += u32::from(!passed);
+        let word = if passed { "ok" } else { "FAILED" };
+        report.push_str(&format!("{word:<7} {:>5} s  {line}\n", begun.elapsed().as_secs()));
+    }
+    println!("\n{report}");
+    if failed > 0 {
+        bail!("{failed} of {} gates failed", gates.len());
+    }
+    println!("all {} gates passed", gates.len());
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! Runs the kernel tests: one libtest binary, on this machine and in VMs, once per attach mode.
+//!
+//! Two VMs run at a time. A kernel has eight minutes for all its modes together; what has not begun by then is
+//! a failure, so a hook that hangs a guest cannot hold up the rest.
+//!
+//! What one would get wrong: the binary is not built in the VM, it is taken there with its libraries. It finds
+//! handshake through HANDSHAKE_BIN and the attach mode through HANDSHAKE_ATTACH, on the host and in the guest.
+
+use crate::{
+    command,
+    kernels::Kernel,
+    libtest::Tally,
+    results::{Results, Run},
+    test::{self, Mode},
+    vm::{End, Guest, network_programs},
+    vm_image::{Contents, MODULES},
+    workspace,
+};
+use anyhow::{Context as _, Result};
+use std::{
+    collections::{HashMap, VecDeque},
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// For all modes of one kernel.
+const BUDGET: Duration = Duration::from_secs(480);
+/// Each emulates two processors.
+const AT_A_TIME: usize = 2;
+
+/// Where the output of each VM is kept.
+pub fn output_folder() -> PathBuf {
+    workspace::target().join("test-output")
+}
+
+/// Builds the test binary and returns its path.
+pub fn build() -> Result<PathBuf> {
+    let mut cargo = workspace::cargo();
+    cargo
+        .args([
+            "test",
+            "--package",
+            "handshake-userspace",
+            "--test",
+            "kernel",
+            "--release",
+            "--no-run",
+            "--quiet",
+        ])
+        .args(["--message-format", "json-render-diagnostics"])
+        .env("HANDSHAKE_BPF_REQUIRED", "1")
+        .stderr(Stdio::inherit());
+    let output = cargo.output().context("cannot run cargo")?;
+    if !output.status.success() {
+        anyhow::bail!("the kernel tests do not build ({})", output.status);
+    }
+    let said = String::from_utf8_lossy(&output.stdout);
+    executable_in(&said).context("cargo built the kernel tests but named no executable")
+}
+
+fn executable_in(messages: &str) -> Option<PathBuf> {
+    messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_it = message["reason"] == "compiler-artifact" && message["target"]["name"] == "kernel";
+        is_it.then(|| message["executable"].as_str().map(PathBuf::from))?
+    })
+}
+
+/// Runs the tests on this machine's own kernel, where tracepoints are what every kernel has.
+pub fn live(binary: &Path, filter: &str, results: &mut Results) -> Result<()> {
+    test::heading("host: kernel tests in tracepoint mode");
+    let variable = format!("HANDSHAKE_BIN={}", workspace::release_binary().display());
+    let program = binary.to_string_lossy();
+    let arguments =
+        [&variable, "HANDSHAKE_ATTACH=tracepoint", &*program, "--test-threads=1", "--show-output", filter];
+    match command::as_root("env", &arguments, "tracing") {
+        Ok(mut command) => results.runs.push(test::watch(&mut command, "host", "tracepoint")?),
+        Err(error) => {
+            println!("{error:#}");
+            results.not_run.push(("host tracepoint".to_owned(), format!("{error:#}")));
+        }
+    }
+    Ok(())
+}
+
+struct Job<'a> {
+    kernel: &'a Kernel,
+    mode: Mode,
+}
+
+/// Runs the tests in a VM for each kernel and mode.
+pub fn in_vms(
+    binary: &Path,
+    kernels: &[Kernel],
+    modes: &[Mode],
+    filter: &str,
+    results: &mut Results,
+) -> Result<()> {
+    if kernels.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+    test::heading(&format!(
+        "VMs: kernel {}, {AT_A_TIME} at a time, at most {} minutes per kernel",
+        names.join(", "),
+        BUDGET.as_secs() / 60
+    ));
+    fs::create_dir_all(output_folder())
+        .with_context(|| format!("cannot create {}", output_folder().display()))?;
+    let jobs: Vec<Job<'_>> =
+        kernels.iter().flat_map(|kernel| modes.iter().map(move |mode| Job { kernel, mode: *mode })).collect();
+    let waiting: Mutex<VecDeque<(usize, &Job<'_>)>> = Mutex::new(jobs.iter().enumerate().collect());
+    let deadlines: Mutex<HashMap<&str, Instant>> = Mutex::default();
+    let ended: Mutex<Vec<(usize, Run)>> = Mutex::default();
+    thread::scope(|scope| {
+        for _ in 0..AT_A_TIME.min(jobs.len()) {
+            scope.spawn(|| {
+                loop {
+                    let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    let Some((place, job)) = next else { break };
+                    let deadline = *deadlines
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .entry(job.kernel.name.as_str())
+                        .or_insert_with(|| Instant::now() + BUDGET);
+                    let run = job.run(binary, filter, deadline);
+                    ended.lock().unwrap_or_else(PoisonError::into_inner).push((place, run));
+                }
+            });
+        }
+    });
+    let mut ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+    ended.sort_by_key(|(place, _)| *place);
+    results.runs.extend(ended.into_iter().map(|(_, run)| run));
+    Ok(())
+}
+
+impl Job<'_> {
+    fn run(&self, binary: &Path, filter: &str, deadline: Instant) -> Run {
+        let begun = Instant::now();
+        let mut tally = Tally::default();
+        let mut log = String::new();
+        let name = format!("{} {}", self.kernel.name, self.mode.name());
+        let fault = match self.boot(binary, filter, deadline, |line| {
+            log.push_str(line);
+            log.push('\n');
+            tally.line(line);
+        }) {
+            Ok((End::Exited(0), _)) => None,
+            Ok((End::Exited(status), _)) => Some(format!("exit status {status}")),
+            Ok((End::TimedOut, _)) => Some(format!("out of time: {} s per kernel", BUDGET.as_secs())),
+            Ok((End::Died, boot_log)) => {
+                log.push_str(&boot_log);
+                Some("the guest died".to_owned())
+            }
+            Err(error) => Some(format!("{error:#}")),
+        };
+        tally.finish(fault.as_deref());
+        let file = output_folder().join(format!("{}-{}.log", self.kernel.name, self.mode.name()));
+        if let Err(error) = fs::write(&file, &log) {
+            eprintln!("xtask: cannot write {}: {error}", file.display());
+        }
+        let run = Run {
+            kernel: self.kernel.name.clone(),
+            mode: self.mode.name().to_owned(),
+            tally,
+            took: begun.elapsed(),
+        };
+        let (passed, failed, skipped) =
+            (run.tally.passed(), run.tally.failed.len(), run.tally.skipped().len());
+        // One call, so that the other VM's output does not get in between.
+        if failed > 0 {
+            println!("== {name}: output of a run with failures\n{log}== {name}: end of output");
+        }
+        let seconds = run.took.as_secs();
+        println!("{name}: {passed} passed, {failed} failed, {skipped} skipped in {seconds} s");
+        run
+    }
+
+    fn boot(
+        &self,
+        binary: &Path,
+        filter: &str,
+        deadline: Instant,
+        print: impl FnMut(&str),
+    ) -> Result<(End, String)> {
+        let (attach, append) = match self.mode {
+            Mode::Lockdown => ("fentry", "lockdown=confidentiality"),
+            mode => (mode.name(), ""),
+        };
+        let lockdown = if self.mode == Mode::Lockdown { "HANDSHAKE_LOCKDOWN=1 " } else { "" };
+        let script = format!(
+            "HANDSHAKE_BIN=/w/handshake HANDSHAKE_VM=1 HANDSHAKE_ATTACH={attach} {lockdown}RUST_BACKTRACE=0 \
+             ./kernel-tests --test-threads=1 --show-output '{filter}'"
+        );
+        let files = [
+            (workspace::release_binary(), "handshake".to_owned()),
+            (binary.to_owned(), "kernel-tests".to_owned()),
+        ];
+        let guest = Guest {
+            kernel: self.kernel,
+            contents: Contents {
+                programs: &network_programs(),
+                files: &files,
+                folders: &[],
+                modules: &MODULES,
+                script: &script,
+                kernel_log: false,
+            },
+            append,
+            limit: deadline.saturating_duration_since(Instant::now()),
+            out: None,
+        };
+        let outcome = guest.run(print)?;
+        Ok((outcome.end, outcome.boot_log))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_test_binary_is_named_by_cargo() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"name":"handshake"},"executable":"/t/handshake"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"kernel"},"executable":"/t/kernel-1"}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#
+        );
+        assert_eq!(executable_in(messages), Some(PathBuf::from("/t/kernel-1")));
+        assert_eq!(executable_in("not json\n"), None);
+    }
+}
