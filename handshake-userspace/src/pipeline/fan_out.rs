@@ -56,6 +56,8 @@ enum Message {
 #[derive(Default)]
 struct Shared {
     dropped: AtomicU64,
+    /// What the user waits for could not be written.
+    spoilt: AtomicBool,
     closed: Notify,
 }
 
@@ -106,14 +108,16 @@ impl FanOut {
         }
     }
 
-    /// Lets every sink write what it has; gives the number of records dropped in all.
-    pub(super) async fn finish(self) -> u64 {
+    /// Lets every sink write what it has; gives the number of records dropped in all, and whether that spoils
+    /// the run.
+    pub(super) async fn finish(self) -> (u64, bool) {
         for outlet in self.outlets {
             drop(outlet.sender);
             // An error means that the thread is gone, which is what we wait for.
             let _ = outlet.ended.await;
         }
-        self.shared.dropped.load(Ordering::Relaxed)
+        let spoilt = self.shared.spoilt.load(Ordering::Relaxed);
+        (self.shared.dropped.load(Ordering::Relaxed), spoilt)
     }
 }
 
@@ -182,7 +186,8 @@ impl SinkThread {
         match result {
             Ok(()) => Ok(()),
             Err(SinkError::Closed) => Err(ReaderGone),
-            Err(SinkError::Write { name, error, records }) => {
+            Err(SinkError::Write { name, error, records, spoils_run }) => {
+                self.shared.spoilt.fetch_or(spoils_run, Ordering::Relaxed);
                 self.shared.dropped.fetch_add(records, Ordering::Relaxed);
                 self.failed += records;
                 if records == 0 {

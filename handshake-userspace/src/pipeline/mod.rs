@@ -69,6 +69,8 @@ pub struct Ending {
     pub source_failed: Option<SourceError>,
     /// Why the recording could not be written.
     pub recording_failed: Option<io::Error>,
+    /// Records for standard output could not be written; that has been told.
+    pub spoilt: bool,
 }
 
 /// Runs until the source ends, `shutdown` is ready, the plan's limits are reached or nobody reads any more.
@@ -132,9 +134,9 @@ pub async fn run<S: EventSource>(
     let recording_failed = intake.recorder.and_then(|recorder| recorder.finish().err());
     let health = stage.health(fan_out.dropped() + dropped_by_recorder);
     fan_out.publish_last(Record::Health(Box::new(health), stage.wall_time())).await;
-    let dropped = fan_out.finish().await;
+    let (dropped, spoilt) = fan_out.finish().await;
     let health = stage.health(dropped + dropped_by_recorder);
-    Ok(Ending { health, summary: stage.into_summary(), source_failed, recording_failed })
+    Ok(Ending { health, summary: stage.into_summary(), source_failed, recording_failed, spoilt })
 }
 
 /// The source and what listens in on it.
