@@ -200,3 +200,69 @@ impl SinkThread {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+    use crate::sinks::Lost;
+
+    /// Waits for the test at each record.
+    struct Slow {
+        go: Receiver<()>,
+        taken: Sender<u64>,
+    }
+
+    impl Sink for Slow {
+        fn accept(&mut self, record: &Record) -> Result<(), SinkError> {
+            self.go.recv().map_err(|_| SinkError::Closed)?;
+            if let Record::Lost(lost, _) = record {
+                self.taken.send(lost.total).unwrap();
+            }
+            Ok(())
+        }
+
+        fn flush(&mut self) -> Result<(), SinkError> {
+            Ok(())
+        }
+    }
+
+    fn record(total: u64) -> Record {
+        Record::Lost(Lost { total, ..Lost::default() }, None)
+    }
+
+    #[tokio::test]
+    async fn what_a_slow_sink_has_no_room_for_is_dropped_and_counted() {
+        let (go, wait) = channel();
+        let (taken, seen) = channel();
+        let mut fan_out = FanOut::start(vec![Box::new(Slow { go: wait, taken })], WhenFull::Drop).unwrap();
+        let sent = RECORDS_IN_FLIGHT as u64 + 100;
+        for total in 0..sent {
+            fan_out.publish(record(total)).await;
+        }
+        let dropped = fan_out.dropped();
+        // The sink may have taken one out of the channel already.
+        assert!((99..=100).contains(&dropped), "{dropped}");
+        for _ in 0..=sent {
+            go.send(()).unwrap();
+        }
+        fan_out.publish_last(record(u64::MAX)).await;
+        assert_eq!(fan_out.finish().await, (dropped, false));
+        let seen: Vec<u64> = seen.iter().collect();
+        assert_eq!(seen.len() as u64, sent - dropped + 1);
+        assert_eq!(seen.last(), Some(&u64::MAX), "the last record is never dropped");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_went_away_ends_the_pipeline_quietly() {
+        let (go, wait) = channel();
+        let (taken, _seen) = channel();
+        let mut fan_out = FanOut::start(vec![Box::new(Slow { go: wait, taken })], WhenFull::Wait).unwrap();
+        drop(go);
+        fan_out.publish(record(1)).await;
+        fan_out.closed().await;
+        fan_out.publish(record(2)).await;
+        assert_eq!(fan_out.finish().await, (0, false));
+    }
+}

@@ -237,3 +237,6 @@ impl Tail {
 fn reaches(value: Option<u64>, limit: Option<u64>) -> bool {
     matches!((value, limit), (Some(value), Some(limit)) if value >= limit)
 }
+
+#[cfg(test)]
+mod tests;
