@@ -11,35 +11,14 @@ use std::{
 use anyhow::Context;
 use serde::Serialize;
 
-use super::live::attach_name;
 use crate::{
     cli::plan::Plan,
-    kernel::{self, HookStatus},
+    kernel::{self, doctor::DoctorReport},
 };
-
-/// What was found out.
-#[derive(Debug)]
-pub struct Report {
-    /// `uname -r`.
-    pub kernel_release: String,
-    /// `uname -m`.
-    pub architecture: String,
-    /// Every hook of the hook table.
-    pub hooks: Vec<HookStatus>,
-    /// Anything else worth knowing, one sentence each.
-    pub notes: Vec<String>,
-}
 
 /// Makes the report and prints it.
 pub fn run(plan: &Plan) -> anyhow::Result<ExitCode> {
-    let hooks = super::runtime()?.block_on(async { kernel::start(&plan.trace).map(|trace| trace.hooks) })?;
-    let system = rustix::system::uname();
-    let report = Report {
-        kernel_release: system.release().to_string_lossy().into_owned(),
-        architecture: system.machine().to_string_lossy().into_owned(),
-        hooks,
-        notes: Vec::new(),
-    };
+    let report = super::runtime()?.block_on(async { kernel::doctor::report(&plan.trace) })?;
     let text = if plan.output.json { json(&report)? } else { text(&report, plan.verbosity) };
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
@@ -48,14 +27,14 @@ pub fn run(plan: &Plan) -> anyhow::Result<ExitCode> {
 }
 
 /// The report as a table; with `verbosity`, also what was tried in vain.
-pub fn text(report: &Report, verbosity: u8) -> String {
+pub fn text(report: &DoctorReport, verbosity: u8) -> String {
     let rows: Vec<[String; 4]> = report
         .hooks
         .iter()
         .map(|hook| {
             [
                 hook.hook.to_owned(),
-                hook.attached.map_or("-", attach_name).to_owned(),
+                hook.attached.map_or("-", kernel::name).to_owned(),
                 if hook.symbols.is_empty() { "-".to_owned() } else { hook.symbols.join(", ") },
                 if hook.attached.is_some() { String::new() } else { hook.without_it.to_owned() },
             ]
@@ -65,7 +44,12 @@ pub fn text(report: &Report, verbosity: u8) -> String {
     let width =
         |at: usize| rows.iter().chain([&titles]).map(|row| row[at].chars().count()).max().unwrap_or(0);
     let (hook, attached, symbol) = (width(0), width(1), width(2));
-    let mut out = format!("kernel {} on {}\n\n", report.kernel_release, report.architecture);
+    let lockdown =
+        if report.locked_down { "; lockdown=confidentiality: no kernel memory may be copied" } else { "" };
+    let mut out = format!(
+        "kernel {} on {}, {} CPUs{lockdown}\nkernel side built with {}\n\n",
+        report.kernel_release, report.architecture, report.cpus, report.built_with
+    );
     for (at, row) in [&titles].into_iter().chain(&rows).enumerate() {
         let [name, how, symbols, without] = row;
         let line = format!("{name:<hook$}  {how:<attached$}  {symbols:<symbol$}  {without}");
@@ -82,32 +66,45 @@ pub fn text(report: &Report, verbosity: u8) -> String {
         0 => format!("\nall {} hooks work\n", report.hooks.len()),
         _ => format!("\n{} of {} hooks work\n", report.hooks.len() - missing, report.hooks.len()),
     });
-    for note in &report.notes {
-        out.push_str(note);
-        out.push('\n');
+    for missing in &report.missing_fields {
+        out.push_str(&format!(
+            "no {} ({}): not shown: {}\n",
+            missing.field, missing.reason, missing.without_it
+        ));
     }
     out
 }
 
 /// The report as one JSON object on one line.
-pub fn json(report: &Report) -> anyhow::Result<String> {
+pub fn json(report: &DoctorReport) -> anyhow::Result<String> {
     let wire = Wire {
         schema: 1,
         kind: "doctor",
         kernel: &report.kernel_release,
         architecture: &report.architecture,
+        cpus: report.cpus,
+        locked_down: report.locked_down,
+        built_with: report.built_with,
         hooks: report
             .hooks
             .iter()
             .map(|hook| WireHook {
                 hook: hook.hook,
-                attached: hook.attached.map(attach_name),
+                attached: hook.attached.map(kernel::name),
                 symbols: &hook.symbols,
                 tried: &hook.tried,
                 without_it: hook.without_it,
             })
             .collect(),
-        notes: &report.notes,
+        missing_fields: report
+            .missing_fields
+            .iter()
+            .map(|missing| WireField {
+                field: missing.field,
+                reason: &missing.reason,
+                without_it: missing.without_it,
+            })
+            .collect(),
     };
     let mut line = serde_json::to_string(&wire)?;
     line.push('\n');
@@ -120,8 +117,18 @@ struct Wire<'a> {
     kind: &'static str,
     kernel: &'a str,
     architecture: &'a str,
+    cpus: usize,
+    locked_down: bool,
+    built_with: &'a str,
     hooks: Vec<WireHook<'a>>,
-    notes: &'a [String],
+    missing_fields: Vec<WireField<'a>>,
+}
+
+#[derive(Serialize)]
+struct WireField<'a> {
+    field: &'a str,
+    reason: &'a str,
+    without_it: &'a str,
 }
 
 #[derive(Serialize)]
@@ -139,11 +146,15 @@ mod tests {
     use handshake_common::event::Attach;
 
     use super::*;
+    use crate::kernel::{HookStatus, doctor::MissingField};
 
-    fn report() -> Report {
-        Report {
+    fn report() -> DoctorReport {
+        DoctorReport {
             kernel_release: "6.12.0".to_owned(),
             architecture: "x86_64".to_owned(),
+            built_with: "rustc 1.95",
+            locked_down: false,
+            cpus: 4,
             hooks: vec![
                 HookStatus {
                     hook: "syn_sent",
@@ -160,7 +171,11 @@ mod tests {
                     without_it: "when accept() began to wait",
                 },
             ],
-            notes: vec!["lockdown: none".to_owned()],
+            missing_fields: vec![MissingField {
+                field: "tcp_sock.syn_fastopen",
+                reason: "no such member".to_owned(),
+                without_it: "Fast Open",
+            }],
         }
     }
 
@@ -168,14 +183,15 @@ mod tests {
     fn a_missing_hook_says_what_is_lost() {
         assert_eq!(
             text(&report(), 0),
-            "kernel 6.12.0 on x86_64\n\
+            "kernel 6.12.0 on x86_64, 4 CPUs\n\
+             kernel side built with rustc 1.95\n\
              \n\
              HOOK            ATTACHED  SYMBOL       NOT SHOWN WITHOUT IT\n\
              syn_sent        fentry    tcp_connect\n\
              accept_waiting  -         -            when accept() began to wait\n\
              \n\
              1 of 2 hooks work\n\
-             lockdown: none\n"
+             no tcp_sock.syn_fastopen (no such member): not shown: Fast Open\n"
         );
         assert!(text(&report(), 1).contains("\n    fentry inet_csk_accept: no such function\n"));
     }
@@ -185,11 +201,13 @@ mod tests {
         assert_eq!(
             json(&report()).unwrap(),
             concat!(
-                r#"{"schema":1,"kind":"doctor","kernel":"6.12.0","architecture":"x86_64","hooks":["#,
+                r#"{"schema":1,"kind":"doctor","kernel":"6.12.0","architecture":"x86_64","cpus":4,"#,
+                r#""locked_down":false,"built_with":"rustc 1.95","hooks":["#,
                 r#"{"hook":"syn_sent","attached":"fentry","symbols":["tcp_connect"],"tried":[],"#,
                 r#""without_it":"active opens"},"#,
                 r#"{"hook":"accept_waiting","symbols":[],"tried":["fentry inet_csk_accept: no such function"],"#,
-                r#""without_it":"when accept() began to wait"}],"notes":["lockdown: none"]}"#,
+                r#""without_it":"when accept() began to wait"}],"missing_fields":["#,
+                r#"{"field":"tcp_sock.syn_fastopen","reason":"no such member","without_it":"Fast Open"}]}"#,
                 "\n"
             )
         );

@@ -19,11 +19,14 @@ use handshake_common::event::{ABI_VERSION, Attach};
 use super::output;
 use crate::{
     cli::plan::Plan,
-    kernel::{self, HookStatus, LiveTrace},
+    kernel::{self, HookStatus},
     pipeline::{self, Feed, WhenFull, filter::Gate, notice, shutdown},
-    source::recording::{
-        format::{RecordingHeader, boot_number},
-        writer::Recorder,
+    source::{
+        live::LiveSource,
+        recording::{
+            format::{RecordingHeader, boot_number},
+            writer::Recorder,
+        },
     },
 };
 
@@ -36,21 +39,20 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
             create(path).with_context(|| format!("the recording {} cannot be created", path.display()))
         })
         .transpose()?;
-    let header = header();
     let ending = super::runtime()?.block_on(async {
         let (stop, reopen) =
             shutdown::install(plan.output.file.is_some()).context("signals cannot be caught")?;
-        let LiveTrace { source, counters, hooks, cpus, ring_bytes, .. } = kernel::start(&plan.trace)?;
-        notice::say(&tracing_line(&hooks, cpus, ring_bytes));
-        for line in not_shown(&hooks).into_iter().filter(|_| plan.verbosity != 0) {
-            notice::say(&line);
-        }
+        let trace = kernel::start(&plan.trace)?;
+        let hooks = &trace.hooks;
+        let header = RecordingHeader { hooks: hook_texts(hooks), ..header() };
         let recorder = file
-            .map(|file| {
-                Recorder::start(file, &RecordingHeader { hooks: hook_texts(&hooks), ..header.clone() })
-            })
+            .map(|file| Recorder::start(file, &header))
             .transpose()
             .context("the recording cannot be written")?;
+        notice::say(&tracing_line(hooks, trace.cpus, trace.ring_bytes));
+        for line in not_shown(hooks).into_iter().filter(|_| plan.verbosity != 0) {
+            notice::say(&line);
+        }
         let time_is_up = async {
             match plan.duration {
                 Some(duration) => tokio::time::sleep(duration).await,
@@ -71,7 +73,7 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
             stream_limit_ns: None,
             when_full: WhenFull::Drop,
         };
-        let feed = Feed { source, counters: Some(counters), recorder };
+        let feed = Feed { source: LiveSource::new(trace), recorder };
         let ending = pipeline::run(feed, flow, sinks, shutdown, reopen).await;
         ending.context("the pipeline cannot start")
     })?;
@@ -102,20 +104,10 @@ fn hook_texts(hooks: &[HookStatus]) -> Vec<(String, String)> {
     hooks
         .iter()
         .map(|hook| {
-            let attached = hook.attached.map_or("missing", attach_name);
+            let attached = hook.attached.map_or("missing", kernel::name);
             (hook.hook.to_owned(), format!("{attached} {}", hook.symbols.join(" ")).trim_end().to_owned())
         })
         .collect()
-}
-
-/// How a hook is attached, in a word.
-pub(super) fn attach_name(attach: Attach) -> &'static str {
-    match attach {
-        Attach::Common => "tp_btf",
-        Attach::Fentry => "fentry",
-        Attach::Kprobe => "kprobe",
-        Attach::Tracepoint => "tracepoint",
-    }
 }
 
 /// `tracing: fentry on 19 of 20 hooks, 4 CPUs, 1 MiB ring; missing: accept_waiting`
@@ -131,7 +123,7 @@ fn tracing_line(hooks: &[HookStatus], cpus: usize, ring_bytes: u32) -> String {
     {
         by_mode.remove(&Attach::Tracepoint);
     }
-    let modes: Vec<&str> = by_mode.keys().map(|attach| attach_name(*attach)).collect();
+    let modes: Vec<&str> = by_mode.keys().map(|attach| kernel::name(*attach)).collect();
     let mut line = format!("tracing: {} on {attached} of {} hooks", modes.join(" and "), hooks.len());
     if cpus != 0 {
         line.push_str(&format!(", {cpus} CPUs"));

@@ -60,6 +60,7 @@ pub fn finish(output: &Output, ending: Ending) -> anyhow::Result<ExitCode> {
     }
     match ending.source_failed {
         Some(error) => Err(error.into()),
+        None if ending.spoilt => Ok(ExitCode::FAILURE),
         None => Ok(ExitCode::SUCCESS),
     }
 }

@@ -32,7 +32,7 @@ pub fn run(plan: Plan, path: &Path) -> anyhow::Result<ExitCode> {
             when_full: WhenFull::Wait,
             waiting: None,
         };
-        let feed = Feed { source, counters: None, recorder: None };
+        let feed = Feed { source, recorder: None };
         let ending = pipeline::run(feed, flow, sinks, stop, reopen).await;
         ending.context("the pipeline cannot start")
     })?;

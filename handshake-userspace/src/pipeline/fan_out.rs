@@ -56,6 +56,8 @@ enum Message {
 #[derive(Default)]
 struct Shared {
     dropped: AtomicU64,
+    /// What the user waits for could not be written.
+    spoilt: AtomicBool,
     closed: Notify,
 }
 
@@ -106,14 +108,16 @@ impl FanOut {
         }
     }
 
-    /// Lets every sink write what it has; gives the number of records dropped in all.
-    pub(super) async fn finish(self) -> u64 {
+    /// Lets every sink write what it has; gives the number of records dropped in all, and whether that spoils
+    /// the run.
+    pub(super) async fn finish(self) -> (u64, bool) {
         for outlet in self.outlets {
             drop(outlet.sender);
             // An error means that the thread is gone, which is what we wait for.
             let _ = outlet.ended.await;
         }
-        self.shared.dropped.load(Ordering::Relaxed)
+        let spoilt = self.shared.spoilt.load(Ordering::Relaxed);
+        (self.shared.dropped.load(Ordering::Relaxed), spoilt)
     }
 }
 
@@ -182,7 +186,8 @@ impl SinkThread {
         match result {
             Ok(()) => Ok(()),
             Err(SinkError::Closed) => Err(ReaderGone),
-            Err(SinkError::Write { name, error, records }) => {
+            Err(SinkError::Write { name, error, records, spoils_run }) => {
+                self.shared.spoilt.fetch_or(spoils_run, Ordering::Relaxed);
                 self.shared.dropped.fetch_add(records, Ordering::Relaxed);
                 self.failed += records;
                 if records == 0 {
@@ -193,5 +198,71 @@ impl SinkThread {
                 Ok(())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+    use crate::sinks::Lost;
+
+    /// Waits for the test at each record.
+    struct Slow {
+        go: Receiver<()>,
+        taken: Sender<u64>,
+    }
+
+    impl Sink for Slow {
+        fn accept(&mut self, record: &Record) -> Result<(), SinkError> {
+            self.go.recv().map_err(|_| SinkError::Closed)?;
+            if let Record::Lost(lost, _) = record {
+                self.taken.send(lost.total).unwrap();
+            }
+            Ok(())
+        }
+
+        fn flush(&mut self) -> Result<(), SinkError> {
+            Ok(())
+        }
+    }
+
+    fn record(total: u64) -> Record {
+        Record::Lost(Lost { total, ..Lost::default() }, None)
+    }
+
+    #[tokio::test]
+    async fn what_a_slow_sink_has_no_room_for_is_dropped_and_counted() {
+        let (go, wait) = channel();
+        let (taken, seen) = channel();
+        let mut fan_out = FanOut::start(vec![Box::new(Slow { go: wait, taken })], WhenFull::Drop).unwrap();
+        let sent = RECORDS_IN_FLIGHT as u64 + 100;
+        for total in 0..sent {
+            fan_out.publish(record(total)).await;
+        }
+        let dropped = fan_out.dropped();
+        // The sink may have taken one out of the channel already.
+        assert!((99..=100).contains(&dropped), "{dropped}");
+        for _ in 0..=sent {
+            go.send(()).unwrap();
+        }
+        fan_out.publish_last(record(u64::MAX)).await;
+        assert_eq!(fan_out.finish().await, (dropped, false));
+        let seen: Vec<u64> = seen.iter().collect();
+        assert_eq!(seen.len() as u64, sent - dropped + 1);
+        assert_eq!(seen.last(), Some(&u64::MAX), "the last record is never dropped");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_went_away_ends_the_pipeline_quietly() {
+        let (go, wait) = channel();
+        let (taken, _seen) = channel();
+        let mut fan_out = FanOut::start(vec![Box::new(Slow { go: wait, taken })], WhenFull::Wait).unwrap();
+        drop(go);
+        fan_out.publish(record(1)).await;
+        fan_out.closed().await;
+        fan_out.publish(record(2)).await;
+        assert_eq!(fan_out.finish().await, (0, false));
     }
 }

@@ -122,8 +122,9 @@ impl Gate {
         let still_queued = handshake.role == Role::Server
             && !handshake.outcome.is_failure()
             && handshake.phases.accept_ns.is_none();
-        if still_queued && self.queued.len() < MAX_REMEMBERED {
-            // Our own listeners stay hidden whoever accepts: only what passed may be judged again.
+        // Our own listeners stay hidden whoever accepts. What could not be judged is judged again when the
+        // `accept` record names a process.
+        if let (true, Some(passed)) = (still_queued && self.queued.len() < MAX_REMEMBERED, answer) {
             self.queued.insert(handshake.key, passed);
         }
         if !passed {
@@ -236,3 +237,6 @@ impl Tail {
 fn reaches(value: Option<u64>, limit: Option<u64>) -> bool {
     matches!((value, limit), (Some(value), Some(limit)) if value >= limit)
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,7 +60,7 @@ impl FileSink {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return SinkError::Closed;
         }
-        SinkError::Write { name: self.path.display().to_string(), error, records }
+        SinkError::Write { name: self.path.display().to_string(), error, records, spoils_run: false }
     }
 }
 

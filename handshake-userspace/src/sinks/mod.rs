@@ -74,6 +74,8 @@ pub enum SinkError {
         error: io::Error,
         /// Records that were in what failed.
         records: u64,
+        /// Whether the run has failed without them: standard output is what the user waits for.
+        spoils_run: bool,
     },
 }
 

@@ -18,6 +18,6 @@ pub fn sink_error(error: io::Error, records: u64) -> SinkError {
     if error.kind() == io::ErrorKind::BrokenPipe {
         SinkError::Closed
     } else {
-        SinkError::Write { name: "standard output".to_owned(), error, records }
+        SinkError::Write { name: "standard output".to_owned(), error, records, spoils_run: true }
     }
 }

@@ -152,35 +152,40 @@ impl Group {
 const MAX_WAIT_NS: u64 = 3_600_000_000_000;
 
 #[derive(Debug)]
-struct Waits(Option<Histogram<u64>>);
+struct Waits {
+    histogram: Option<Histogram<u64>>,
+    max_ns: u64,
+}
 
 impl Default for Waits {
     fn default() -> Self {
-        Waits(Histogram::new_with_bounds(1, MAX_WAIT_NS, 3).ok())
+        Waits { histogram: Histogram::new_with_bounds(1, MAX_WAIT_NS, 3).ok(), max_ns: 0 }
     }
 }
 
 impl Waits {
     fn add(&mut self, nanoseconds: u64) {
-        if let Some(histogram) = &mut self.0 {
+        self.max_ns = self.max_ns.max(nanoseconds);
+        if let Some(histogram) = &mut self.histogram {
             histogram.saturating_record(nanoseconds);
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.0.as_ref().is_none_or(Histogram::is_empty)
+        self.histogram.as_ref().is_none_or(Histogram::is_empty)
     }
 
     fn row(&self) -> String {
-        let Some(histogram) = &self.0 else { return String::new() };
-        let at = |quantile| human(histogram.value_at_quantile(quantile).min(histogram.max()));
+        let Some(histogram) = &self.histogram else { return String::new() };
+        // The histogram gives the upper end of a bucket, which may lie above everything that was seen.
+        let at = |quantile| human(histogram.value_at_quantile(quantile).min(self.max_ns));
         format!(
             "{:>8} {:>10} {:>10} {:>10} {:>10}",
             histogram.len(),
             at(0.5),
             at(0.9),
             at(0.99),
-            human(histogram.max())
+            human(self.max_ns)
         )
     }
 }

@@ -3,6 +3,7 @@
 //! What a newcomer would get wrong: a source hands on raw bytes and clocks, unjudged. Whether they make
 //! sense is `decode`'s business, so that a recording keeps even what we could not decode.
 
+pub mod live;
 pub mod recording;
 pub mod ring_buffer;
 
@@ -24,8 +25,8 @@ pub enum SourceItem {
     },
     /// The clocks read together, again every few seconds.
     Anchor(ClockAnchor),
-    /// The kernel side's counters as they were read. The pipeline reads them, not the ring buffer: a live
-    /// source never gives this, a recording does.
+    /// The kernel side's counters as they were read. A live source is asked for them
+    /// ([`EventSource::counters`]); a recording has them here, at the place where they were read.
     Counters(Box<CounterReading>),
 }
 
@@ -56,6 +57,14 @@ pub trait EventSource {
 
     /// Appends what is there already, without waiting: the last words at shutdown.
     fn drain(&mut self, batch: &mut Vec<SourceItem>) -> Result<(), SourceError>;
+
+    /// The kernel side's counters now; `None` for a source that has them among its items, or not at all.
+    fn counters(&self) -> Option<CounterReading> {
+        None
+    }
+
+    /// No new event is made from now on; what was made already can still be drained.
+    fn detach(&mut self) {}
 }
 
 /// Why a source can give no more.

@@ -55,6 +55,9 @@
 mod wire;
 pub mod words;
 
+#[cfg(test)]
+mod tests;
+
 use std::io::{self, Write};
 
 use super::{Record, Sink, SinkError};
