@@ -369,7 +369,7 @@ enum AttachProblem {
 /// The mode as the command line and the records name it.
 pub fn name(attach: Attach) -> &'static str {
     match attach {
-        Attach::Common => "common",
+        Attach::Common => "tp_btf",
         Attach::Fentry => "fentry",
         Attach::Kprobe => "kprobe",
         Attach::Tracepoint => "tracepoint",

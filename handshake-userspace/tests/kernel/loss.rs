@@ -69,9 +69,11 @@ fn a_lost_syn_ack_is_sent_again_and_counted_by_the_server() {
     let accepted = tracer.wait_for_end("server", server.port);
     accepted
         .expect_text("outcome", "established")
-        .expect_within("retransmits.waited_ns", 900..=1_500)
         .expect_within("latency_ns", 900..=1_700)
         .expect_absent("rtt_ns");
+    if has_probes() {
+        accepted.expect_within("retransmits.waited_ns", 900..=1_500);
+    }
     assert!(accepted.number("retransmits.syn_ack").is_some_and(|count| count >= 1), "{accepted}");
     tracer.wait_for_end("client", server.port).expect_text("outcome", "established");
     tracer.stop();
