@@ -244,3 +244,79 @@ pub fn said_by(command: &mut Command) -> Option<String> {
     let output = command.output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compiler(name: &str, release: &str, llvm: &str) -> Compiler {
+        let said = format!("rustc {release}\nrelease: {release}\nLLVM version: {llvm}\n");
+        let version = Version::parse(&said).ok_or_else(|| "does not run".to_owned());
+        Compiler { has_source: true, version, ..absent(name, "") }
+    }
+
+    fn facts(compilers: Vec<Compiler>) -> Facts {
+        Facts { compilers, linker: Some("/tools/bpf-linker".into()), ..Facts::default() }
+    }
+
+    fn chosen(facts: &Facts) -> String {
+        match choose(facts) {
+            Choice::Prebuilt(object) => format!("prebuilt {}", object.display()),
+            Choice::Compile { compiler, .. } => compiler.name,
+            Choice::Nothing { why } => format!("nothing: {why}"),
+        }
+    }
+
+    #[test]
+    fn first_compiler_without_a_fault_wins() {
+        let mut no_source = compiler("rustup nightly", "1.97.0-nightly", "22.1.2");
+        no_source.has_source = false;
+        let compilers = vec![
+            absent("rustup 1.96.0", "not installed"),
+            no_source,
+            compiler("rustup stable", "1.98.0", "23.1.0"),
+            compiler("/usr/bin/rustc", "1.96.0", "22.1.8"),
+        ];
+        assert_eq!(chosen(&facts(compilers)), "/usr/bin/rustc");
+    }
+
+    #[test]
+    fn every_fault_is_named_when_no_compiler_fits() {
+        let compilers = vec![
+            absent("rustup 1.96.0", "not installed"),
+            compiler("rustup stable", "1.98.0", "23.1.0"),
+            compiler("/usr/bin/rustc", "1.85.0", "19.1.7"),
+        ];
+        let why = chosen(&facts(compilers));
+        for fault in ["rustup 1.96.0: not installed", "rustup stable: has LLVM 23", "older than 1.95"] {
+            assert!(why.contains(fault), "{fault} is not in: {why}");
+        }
+    }
+
+    #[test]
+    fn compiler_without_a_linker_builds_nothing() {
+        let facts = Facts { linker: None, ..facts(vec![compiler("x", "1.96.0", "22.1.8")]) };
+        assert_eq!(chosen(&facts), "nothing: no bpf-linker 0.10.3");
+    }
+
+    #[test]
+    fn a_given_object_comes_before_everything() {
+        let facts = Facts { object: Some("/a.o".into()), skip: true, ..facts(Vec::new()) };
+        assert_eq!(chosen(&facts), "prebuilt /a.o");
+    }
+
+    #[test]
+    fn skipping_comes_before_a_compiler_that_fits() {
+        let facts = Facts { skip: true, ..facts(vec![compiler("x", "1.96.0", "22.1.8")]) };
+        assert!(chosen(&facts).starts_with("nothing: HANDSHAKE_BPF_SKIP=1"));
+    }
+
+    #[test]
+    fn version_is_read_from_what_rustc_says() {
+        let said = "rustc 1.97.0-nightly (abc 2026-05-19)\nbinary: rustc\nrelease: 1.97.0-nightly\n\
+            LLVM version: 22.1.2\n";
+        let version = Version::parse(said).expect("this is what rustc says");
+        assert_eq!((version.release, version.nightly, version.llvm), ((1, 97), true, (22, 1)));
+        assert_eq!(Version::parse("error: no default toolchain"), None);
+    }
+}

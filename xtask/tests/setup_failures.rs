@@ -272,6 +272,32 @@ fn tracing_without_root_and_sudo_says_what_to_run() {
 }
 
 #[test]
+fn tracing_through_sudo_keeps_the_environment_and_the_arguments() {
+    if !is_root() {
+        println!(
+            "SKIP tracing_through_sudo_keeps_the_environment_and_the_arguments: needs root to be nobody"
+        );
+        return;
+    }
+    let machine = Machine::bare()
+        .with_system_compiler("1.96.0", "22.1.8")
+        .with_linker()
+        .with_program("cargo", "exit 0")
+        .with_program("sudo", "echo \"$@\"; exit 77")
+        .used_by_nobody();
+    for arguments in [["run", "--", "trace", "--json"].as_slice(), &["run", "trace", "--json"]] {
+        let output = machine.xtask(arguments);
+        // The exit status is that of the program that took the place of xtask.
+        assert_eq!(output.status.code(), Some(77), "{}", String::from_utf8_lossy(&output.stderr));
+        let binary = machine.path("target/release/handshake");
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap(),
+            format!("-E {} trace --json\n", binary.display())
+        );
+    }
+}
+
+#[test]
 fn a_kernel_that_cannot_be_fetched_is_one_message() {
     let machine = Machine::bare()
         .with_program("apt-get", "echo http://mirror.invalid/debian")

@@ -49,7 +49,7 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
             .map(|file| Recorder::start(file, &header))
             .transpose()
             .context("the recording cannot be written")?;
-        notice::say(&tracing_line(hooks, trace.cpus, plan.trace.ring_bytes));
+        notice::say(&tracing_line(hooks, trace.cpus, trace.ring_bytes));
         for line in not_shown(hooks).into_iter().filter(|_| plan.verbosity != 0) {
             notice::say(&line);
         }
@@ -73,7 +73,7 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
             stream_limit_ns: None,
             when_full: WhenFull::Drop,
         };
-        let feed = Feed { source: LiveSource::new(trace), recorder };
+        let feed = Feed { source: LiveSource::new(trace.source, trace.counters), recorder };
         let ending = pipeline::run(feed, flow, sinks, shutdown, reopen).await;
         ending.context("the pipeline cannot start")
     })?;
@@ -111,25 +111,24 @@ fn hook_texts(hooks: &[HookStatus]) -> Vec<(String, String)> {
 }
 
 /// `tracing: fentry on 19 of 20 hooks, 4 CPUs, 1 MiB ring; missing: accept_waiting`
-fn tracing_line(hooks: &[HookStatus], cpus: usize, ring_bytes: Option<u32>) -> String {
+fn tracing_line(hooks: &[HookStatus], cpus: usize, ring_bytes: u32) -> String {
     let mut by_mode: BTreeMap<Attach, usize> = BTreeMap::new();
     for attach in hooks.iter().filter_map(|hook| hook.attached) {
         *by_mode.entry(attach).or_default() += 1;
     }
     let attached: usize = by_mode.values().sum();
-    // The BTF tracepoints that every mode has say nothing about the mode.
-    let modes: Vec<&str> = by_mode
-        .keys()
-        .filter(|attach| **attach != Attach::Common || by_mode.len() == 1)
-        .map(|attach| kernel::name(*attach))
-        .collect();
+    // BTF tracepoints belong to every mode and the snapshot is no hook: neither says how we trace.
+    by_mode.remove(&Attach::Common);
+    if by_mode.len() > 1 && hooks.iter().filter(|hook| hook.attached == Some(Attach::Tracepoint)).count() == 1
+    {
+        by_mode.remove(&Attach::Tracepoint);
+    }
+    let modes: Vec<&str> = by_mode.keys().map(|attach| kernel::name(*attach)).collect();
     let mut line = format!("tracing: {} on {attached} of {} hooks", modes.join(" and "), hooks.len());
     if cpus != 0 {
         line.push_str(&format!(", {cpus} CPUs"));
     }
-    if let Some(bytes) = ring_bytes {
-        line.push_str(&format!(", {} KiB ring", bytes / 1024));
-    }
+    line.push_str(&format!(", {} KiB ring", ring_bytes / 1024));
     let missing: Vec<&str> =
         hooks.iter().filter(|hook| hook.attached.is_none()).map(|hook| hook.hook).collect();
     if !missing.is_empty() {

@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io::{Read as _, Seek as _},
     ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use aya::{Ebpf, maps::Map};
@@ -21,7 +22,8 @@ pub struct KernelCounters {
     mapping: NonNull<c_void>,
     bytes: usize,
     cpus: usize,
-    fdinfo: Vec<File>,
+    /// Of each program, and what it said last: the kernel's word ends with the program.
+    fdinfo: Vec<(File, AtomicU64)>,
 }
 
 // SAFETY: the mapping is plain shared memory, only read here, and lives until the struct is dropped.
@@ -55,7 +57,8 @@ impl KernelCounters {
         for (_, program) in ebpf.programs() {
             if let Ok(descriptor) = program.fd() {
                 let number = descriptor.as_fd().as_raw_fd();
-                self.fdinfo.extend(File::open(format!("/proc/self/fdinfo/{number}")));
+                let opened = File::open(format!("/proc/self/fdinfo/{number}"));
+                self.fdinfo.extend(opened.map(|file| (file, AtomicU64::new(UNKNOWN))));
             }
         }
     }
@@ -76,18 +79,27 @@ impl KernelCounters {
     /// Hits of our programs that the kernel skipped; `None` where the kernel doesn't say (before 5.12).
     pub fn missed_probes(&self) -> Option<u64> {
         let mut missed = None;
-        for mut file in self.fdinfo.iter() {
-            let mut text = String::new();
-            if file.rewind().is_err() || file.read_to_string(&mut text).is_err() {
-                continue;
+        for (file, last) in &self.fdinfo {
+            if let Some(count) = recursion_misses(file) {
+                last.store(count, Ordering::Relaxed);
             }
-            let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
-            if let Some(count) = line.and_then(|value| value.trim().parse::<u64>().ok()) {
+            let count = last.load(Ordering::Relaxed);
+            if count != UNKNOWN {
                 missed = Some(missed.unwrap_or(0) + count);
             }
         }
         missed
     }
+}
+
+/// Nothing was said yet.
+const UNKNOWN: u64 = u64::MAX;
+
+fn recursion_misses(mut file: &File) -> Option<u64> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.read_to_string(&mut text).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
 }
 
 impl Drop for KernelCounters {

@@ -18,7 +18,7 @@ use aya::{
 use handshake_common::{event::Attach, offsets::Offsets};
 
 use super::{
-    AttachChoice, HookStatus, LiveTrace, StartError, TraceOptions,
+    AttachChoice, Attached, HookStatus, LiveTrace, StartError, TraceOptions,
     btf::Btf as KernelBtf,
     counters::KernelCounters,
     hook_table::{HOOKS, Hook, Place, Program, STATE_CHANGED, Way},
@@ -78,10 +78,11 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         .take_map("EVENTS")
         .ok_or_else(|| StartError::Failed("the object has no map EVENTS".to_owned()))
         .and_then(|map| RingBuf::try_from(map).map_err(|error| StartError::Failed(error.to_string())))?;
-    let source = RingBufferSource::new(ring, seen)
-        .map_err(|error| StartError::Failed(format!("the ring buffer cannot be polled: {error}")))?;
     let sweeper = Sweeper::new(&mut ebpf);
     let messages = log_messages::MessagePump::start(&mut ebpf);
+    let attached = Attached { sweeper, _messages: messages, _programs: ebpf };
+    let source = RingBufferSource::new(ring, seen, attached)
+        .map_err(|error| StartError::Failed(format!("the ring buffer cannot be polled: {error}")))?;
     Ok(LiveTrace {
         source,
         counters,
@@ -89,9 +90,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         missing_fields: resolved.missing,
         locked_down: locked,
         cpus,
-        sweeper,
-        _messages: messages,
-        _programs: ebpf,
+        ring_bytes: ring_bytes(options.ring_bytes, cpus),
     })
 }
 

@@ -20,11 +20,11 @@ use std::path::PathBuf;
 use aya::Ebpf;
 use handshake_common::{event::Attach, filter::Filter};
 
+use self::sweep::Sweeper;
 pub use self::{
     counters::KernelCounters,
     loader::{name, start},
     object::BUILT_WITH,
-    sweep::Sweeper,
 };
 use crate::source::ring_buffer::RingBufferSource;
 
@@ -55,7 +55,7 @@ pub struct TraceOptions {
     pub btf: Option<PathBuf>,
 }
 
-/// Programs that are attached and streaming. Dropping it detaches them all.
+/// Programs that are attached and streaming. Dropping the source detaches them all.
 pub struct LiveTrace {
     /// Where events come from.
     pub source: RingBufferSource,
@@ -69,8 +69,13 @@ pub struct LiveTrace {
     pub locked_down: bool,
     /// Possible CPUs.
     pub cpus: usize,
-    /// Call it now and then; see there.
-    pub sweeper: Sweeper,
+    /// Size of the ring buffer.
+    pub ring_bytes: u32,
+}
+
+/// What keeps the hooks attached. The source owns it, so that the hooks go with the source.
+pub(crate) struct Attached {
+    pub(crate) sweeper: Sweeper,
     /// Carries the kernel side's messages while it lives.
     _messages: Option<log_messages::MessagePump>,
     /// Programs and links live as long as this does.

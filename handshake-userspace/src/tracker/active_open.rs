@@ -74,9 +74,9 @@ impl ActiveOpen {
         !end.call_returned && (end.return_is_seen || closed_by_call)
     }
 
-    fn complete_by(&mut self, time_ns: u64, end: Box<LeftSynSent>) {
+    fn complete_by(&mut self, time_ns: u64, mut end: Box<LeftSynSent>) {
         self.ends = complete_ends(end.ends, self.ends);
-        self.process = end.process.clone().or(self.process.take());
+        self.process = end.process.take().or(self.process.take());
         self.called_ns = end.called_ns.or(self.called_ns);
         self.syn_sent_ns = end.syn_sent_ns.or(self.syn_sent_ns);
         self.local_isn = end.agreed.local_isn.or(self.local_isn);

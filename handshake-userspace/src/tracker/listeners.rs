@@ -26,8 +26,7 @@ impl Listeners {
     /// A socket entered LISTEN.
     pub(super) fn opened(&mut self, address: u64, listener: Listener) {
         match listener.process {
-            // A second listen() by another process only changes the backlog; the first one stays the owner
-            // only if it is still alive, which nobody here knows. The latest to ask for it is named.
+            // listen() again only changes the backlog; the latest process to call it is named.
             Some(process) if self.owners.len() < MAX_LISTENERS || self.owners.contains_key(&address) => {
                 self.owners.insert(address, Arc::new(process));
             }

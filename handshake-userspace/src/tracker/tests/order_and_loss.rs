@@ -149,3 +149,19 @@ fn accept_whose_queueing_was_lost_is_marked_by_the_loss() {
     let server = server.scripted(|script| script.lost_before = 2).accept();
     assert_eq!(server.expect(Outcome::Established).flags, vec![Flag::EventsLost]);
 }
+
+#[test]
+fn retry_that_establishes_after_a_failed_call_is_a_handshake_of_its_own() {
+    let client = given_client().without_generation().fails(101).wait(MS);
+    let client = client.with(|facts| facts.called_ns = Some(START + MS)).syn_unseen().wait(MS).syn_ack();
+    let outcomes: Vec<_> = client.wait(SEC).records().iter().map(|record| record.outcome).collect();
+    assert_eq!(outcomes, vec![Outcome::NetUnreachable, Outcome::Established]);
+}
+
+#[test]
+fn child_whose_established_event_was_lost_is_not_told_again_by_a_late_accept() {
+    let server = given_listener().syn().syn_ack().child_queued().wait(700 * SEC).accept();
+    let updates = server.wait(SEC).updates();
+    assert_eq!((handshakes(&updates).len(), accepts(&updates).len()), (1, 1));
+    assert_eq!(handshakes(&updates)[0].outcome, Outcome::Incomplete);
+}

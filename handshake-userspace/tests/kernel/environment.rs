@@ -1,0 +1,82 @@
+//! What this machine can do for a test, and what the tests were asked to do.
+//!
+//! What a reader would get wrong: a skip is written to file descriptor 1 itself, past libtest's capture, so
+//! that a run shows each one by name and reason.
+
+use std::{
+    io::Write as _,
+    os::fd::{AsFd as _, FromRawFd as _, IntoRawFd as _},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
+
+/// Which hooks the program under test is told to use.
+pub fn attach() -> String {
+    std::env::var("HANDSHAKE_ATTACH").unwrap_or_else(|_| "auto".to_owned())
+}
+
+/// Whether probes see the act, so that records have what only probes know.
+pub fn has_probes() -> bool {
+    attach() == "fentry" || attach() == "kprobe"
+}
+
+/// In a virtual machine without hardware help everything takes longer.
+pub fn patience() -> Duration {
+    Duration::from_secs(if in_vm() { 60 } else { 20 })
+}
+
+/// Whether this is a guest.
+pub fn in_vm() -> bool {
+    std::env::var_os("HANDSHAKE_VM").is_some()
+}
+
+/// Whether the kernel runs with lockdown=confidentiality.
+pub fn is_locked_down() -> bool {
+    std::env::var_os("HANDSHAKE_LOCKDOWN").is_some()
+}
+
+/// The program under test.
+pub fn program() -> PathBuf {
+    PathBuf::from(std::env::var_os("HANDSHAKE_BIN").expect("is_fit was asked first"))
+}
+
+/// Whether the test may run; says why not. `cargo xtask test` names the program; a plain `cargo test` doesn't.
+pub fn is_fit(test: &str) -> bool {
+    if std::env::var_os("HANDSHAKE_BIN").is_some() {
+        assert!(rustix::process::geteuid().is_root(), "kernel tests need root");
+        return true;
+    }
+    skip(test, "HANDSHAKE_BIN is not set; `cargo xtask test` sets it");
+    false
+}
+
+/// Whether segments can be delayed here.
+pub fn can_delay(test: &str) -> bool {
+    let can = in_vm();
+    if !can {
+        skip(test, "this kernel has no sch_netem");
+    }
+    can
+}
+
+/// Says that a test, or a part of one, did not run.
+pub fn skip(test: &str, reason: &str) {
+    let out = rustix::io::dup(std::io::stdout().as_fd()).expect("standard output can be duplicated");
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let mut out = unsafe { std::fs::File::from_raw_fd(out.into_raw_fd()) };
+    writeln!(out, "SKIP {test}: {reason}").expect("standard output can be written");
+}
+
+/// Runs a tool to its end; panics with what it said if it fails.
+pub fn run(command: &str) {
+    let mut words = command.split_whitespace();
+    let tool = words.next().expect("a command has a name");
+    let output = Command::new(tool).args(words).output().unwrap_or_else(|error| panic!("{command}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

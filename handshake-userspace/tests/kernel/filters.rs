@@ -1,0 +1,137 @@
+//! Filters: each keeps what it names and drops the rest, at both ends.
+//!
+//! What a reader would get wrong: the connection that must be shown is made after the one that must not, so
+//! that its record is the proof that the other would have come too.
+
+use std::net::{TcpListener, TcpStream};
+
+use super::{environment::is_fit, netns::Netns, record::Record, tracer::Tracer};
+
+/// Makes one loopback connection on threads of these names; gives the port.
+fn connection(netns: &Netns, client: &str, server: &str) -> u16 {
+    let listener = netns.on_thread(server, || TcpListener::bind("127.0.0.1:0").expect("loopback is up"));
+    let to = listener.local_addr().expect("it has an address");
+    let _stream = netns.on_thread(client, || TcpStream::connect(to).expect("it listens"));
+    netns.on_thread(server, || drop(listener.accept().expect("a child is queued")));
+    to.port()
+}
+
+fn roles(records: &[Record], port: u16) -> Vec<&str> {
+    let mut roles: Vec<&str> = ["client", "server"]
+        .into_iter()
+        .filter(|role| records.iter().any(|record| record.is(role, port)))
+        .collect();
+    roles.sort_unstable();
+    roles
+}
+
+/// Runs with a filter; `dropped` and `kept` are made in this order.
+fn both_ends(filter: &[&str], dropped: impl FnOnce() -> u16, kept: impl FnOnce() -> u16, shown: &[&str]) {
+    let tracer = Tracer::start(filter);
+    let hidden = dropped();
+    let visible = kept();
+    for role in shown {
+        tracer.wait_for_end(role, visible);
+    }
+    let records = tracer.stop();
+    assert_eq!(roles(&records, visible), shown, "{filter:?}: {records:?}");
+    assert!(roles(&records, hidden).is_empty(), "{filter:?} shows port {hidden}: {records:?}");
+}
+
+#[test]
+fn a_filter_by_namespace_keeps_only_that_namespace() {
+    if !is_fit("a_filter_by_namespace_keeps_only_that_namespace") {
+        return;
+    }
+    let (one, other) = (Netns::new("a"), Netns::new("b"));
+    both_ends(
+        &["--netns", one.name()],
+        || connection(&other, "hs-c", "hs-s"),
+        || connection(&one, "hs-c", "hs-s"),
+        &["client", "server"],
+    );
+}
+
+#[test]
+fn a_filter_by_port_keeps_both_ends_of_it() {
+    if !is_fit("a_filter_by_port_keeps_both_ends_of_it") {
+        return;
+    }
+    let netns = Netns::new("f");
+    let fixed = || {
+        netns.on_thread("hs-both", || {
+            let listener = TcpListener::bind("127.0.0.1:7011").expect("the port is free here");
+            let _stream = TcpStream::connect("127.0.0.1:7011").expect("it listens");
+            drop(listener.accept().expect("a child is queued"));
+            7011
+        })
+    };
+    both_ends(&["--port", "7011"], || connection(&netns, "hs-c", "hs-s"), fixed, &["client", "server"]);
+}
+
+#[test]
+fn a_filter_by_command_keeps_who_connects_and_who_accepts() {
+    if !is_fit("a_filter_by_command_keeps_who_connects_and_who_accepts") {
+        return;
+    }
+    let netns = Netns::new("f");
+    let other = || connection(&netns, "hs-c", "hs-s");
+    both_ends(&["--comm", "hs-me"], other, || connection(&netns, "hs-me", "hs-s"), &["client"]);
+    both_ends(&["--comm", "hs-me"], other, || connection(&netns, "hs-c", "hs-me"), &["server"]);
+}
+
+#[test]
+fn a_filter_by_process_keeps_its_active_and_its_passive_opens() {
+    if !is_fit("a_filter_by_process_keeps_its_active_and_its_passive_opens") {
+        return;
+    }
+    let netns = Netns::new("f");
+    let me = std::process::id().to_string();
+    let tracer = Tracer::start(&["--pid", &me]);
+    let port = connection(&netns, "hs-c", "hs-s");
+    tracer.wait_for_end("client", port).expect_number("process.pid", u64::from(std::process::id()));
+    tracer.wait_for_end("server", port);
+    tracer.stop();
+    let tracer = Tracer::start(&["--pid", "1"]);
+    let hidden = connection(&netns, "hs-c", "hs-s");
+    let records = tracer.stop();
+    assert!(roles(&records, hidden).is_empty(), "{records:?}");
+}
+
+#[test]
+fn a_filter_by_role_keeps_one_end() {
+    if !is_fit("a_filter_by_role_keeps_one_end") {
+        return;
+    }
+    let netns = Netns::new("f");
+    for role in ["client", "server"] {
+        let tracer = Tracer::start(&["--role", role, "--netns", netns.name()]);
+        let port = connection(&netns, "hs-c", "hs-s");
+        tracer.wait_for_end(role, port);
+        assert_eq!(roles(&tracer.stop(), port), [role]);
+    }
+}
+
+#[test]
+fn a_filter_by_remote_network_keeps_connections_to_and_from_it() {
+    if !is_fit("a_filter_by_remote_network_keeps_connections_to_and_from_it") {
+        return;
+    }
+    let netns = Netns::new("f");
+    let elsewhere = || {
+        netns.on_thread("hs-both", || {
+            let listener = TcpListener::bind("127.9.9.9:0").expect("loopback is up");
+            let to = listener.local_addr().expect("it has an address");
+            let _stream = TcpStream::connect(to).expect("it listens");
+            drop(listener.accept().expect("a child is queued"));
+            to.port()
+        })
+    };
+    // A client of 127.9.9.9 has that address as its own too, so both ends are elsewhere.
+    both_ends(
+        &["--remote", "127.0.0.1/32"],
+        elsewhere,
+        || connection(&netns, "hs-c", "hs-s"),
+        &["client", "server"],
+    );
+}

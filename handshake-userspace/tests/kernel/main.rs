@@ -1,0 +1,20 @@
+//! Handshakes on a real kernel: the program as a user runs it, beside connections that really happen.
+//!
+//! The same binary runs on the machine at hand and, as root, in the virtual machines that `cargo xtask test`
+//! boots; the environment says which mode to attach in. Every scenario runs in network namespaces of its own.
+//! What a reader would get wrong: without HANDSHAKE_BIN (a plain `cargo test`) each test skips itself and says
+//! so; with it, being unfit is a failure.
+
+mod accept_queue;
+mod active_open;
+mod environment;
+mod filters;
+mod loss;
+mod netns;
+mod passive_open;
+mod peer;
+mod program;
+mod record;
+mod throughput;
+mod tracer;
+mod traffic;

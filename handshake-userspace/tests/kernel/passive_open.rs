@@ -1,0 +1,117 @@
+//! Passive opens that go wrong half open, and those that began before we watched.
+//!
+//! What a reader would get wrong: a request that dies half open leaves no socket behind, so only probes see
+//! it; in tracepoint mode its absence is what is asserted.
+
+use std::net::SocketAddr;
+
+use super::{
+    environment::{attach, has_probes, is_fit},
+    netns::{Pair, SERVER_V4},
+    peer::Server,
+    tracer::Tracer,
+    traffic::{SYN_RECEIVED, SYN_SENT, connect_without_waiting, finish, until, wait_for_state},
+};
+
+/// A listener, and a client whose SYN arrived while nothing comes back.
+fn half_open(pair: &Pair) -> (Server, socket2::Socket) {
+    pair.server_reaches_client(false);
+    let server = Server::start(&pair.server, "0.0.0.0:0");
+    let to: SocketAddr = format!("{SERVER_V4}:{}", server.port).parse().expect("an address");
+    let socket = pair.client.on_thread("hs-client", || {
+        let socket = connect_without_waiting(to);
+        wait_for_state(to.port(), SYN_SENT);
+        socket
+    });
+    pair.server.on_thread("hs-wait", || wait_for_request(server.port));
+    (server, socket)
+}
+
+/// Half-open requests are listed in SYN-RECEIVED under the listener's port.
+fn wait_for_request(port: u16) {
+    let end = format!(":{port:04X} ");
+    let state = format!(" {SYN_RECEIVED:02X} ");
+    until("the listener has a half-open request", || {
+        ["tcp", "tcp6"].iter().any(|table| {
+            std::fs::read_to_string(format!("/proc/thread-self/net/{table}"))
+                .is_ok_and(|text| text.lines().any(|line| line.contains(&end) && line.contains(&state)))
+        })
+    });
+}
+
+#[test]
+fn unanswered_syn_acks_time_out() {
+    if !is_fit("unanswered_syn_acks_time_out") {
+        return;
+    }
+    let pair = Pair::new();
+    pair.server.set("ipv4/tcp_synack_retries", "1");
+    let tracer = Tracer::start(&[]);
+    let (server, socket) = half_open(&pair);
+    // The client must not keep the request alive with further SYNs.
+    drop(socket);
+    pair.client_reaches_server(false);
+    if has_probes() {
+        tracer
+            .wait_for_end("server", server.port)
+            .expect_text("outcome", "timed_out")
+            .expect_text("evidence.kind", "syn_ack_timeout")
+            .expect_number("retransmits.syn_ack", 1)
+            .expect_number("evidence.syn_acks", 2)
+            .expect_absent("latency_ns")
+            .expect_absent("phases.ack_ns");
+    } else {
+        pair.server.on_thread("hs-wait", || {
+            let end = format!(":{:04X} ", server.port);
+            until("the request is gone", || {
+                let text = std::fs::read_to_string("/proc/thread-self/net/tcp").expect("it can be read");
+                !text.lines().any(|line| line.contains(&end) && line.contains(" 03 "))
+            });
+        });
+    }
+    let records = tracer.stop();
+    let servers = records.iter().filter(|record| record.is("server", server.port)).count();
+    assert_eq!(servers, usize::from(has_probes()), "{records:?}");
+}
+
+#[test]
+fn a_client_that_is_gone_resets_the_half_open_request() {
+    if !is_fit("a_client_that_is_gone_resets_the_half_open_request") {
+        return;
+    }
+    let pair = Pair::new();
+    let tracer = Tracer::start(&[]);
+    let (server, socket) = half_open(&pair);
+    drop(socket);
+    // The next SYN-ACK finds no socket and is answered by a RST.
+    pair.server_reaches_client(true);
+    tracer.wait_for_end("client", server.port).expect_text("outcome", "cancelled");
+    if has_probes() {
+        tracer
+            .wait_for_end("server", server.port)
+            .expect_text("outcome", "reset")
+            .expect_text("evidence.kind", "reset_received")
+            .expect_absent("latency_ns");
+    }
+    tracer.stop();
+}
+
+#[test]
+fn a_request_older_than_the_tracer_is_marked_as_seen_late() {
+    if !is_fit("a_request_older_than_the_tracer_is_marked_as_seen_late") {
+        return;
+    }
+    let pair = Pair::new();
+    let (mut server, socket) = half_open(&pair);
+    let tracer = Tracer::start(&[]);
+    pair.server_reaches_client(true);
+    server.accept();
+    finish(&socket).expect("the SYN-ACK is sent again");
+    let record = tracer.wait_for_end("server", server.port);
+    record.expect_text("outcome", "established").expect_flag("seen_late");
+    record.expect_number("process.pid", server.pid()).expect_absent("phases.synack_ns");
+    if attach() == "tracepoint" {
+        record.expect_absent("latency_ns");
+    }
+    tracer.stop();
+}

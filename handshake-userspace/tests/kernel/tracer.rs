@@ -1,0 +1,151 @@
+//! The program under test, running: started, waited for, asked for records, stopped as a user would.
+//!
+//! What a reader would get wrong: `stop` checks the accounting of every run, so that no scenario passes while
+//! something was lost.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Condvar, Mutex},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{
+    environment::{attach, patience, program},
+    record::Record,
+};
+
+#[derive(Default)]
+struct Heard {
+    records: Vec<Record>,
+    log: Vec<String>,
+    ended: usize,
+}
+
+type Shared = Arc<(Mutex<Heard>, Condvar)>;
+
+/// A running `handshake`.
+pub struct Tracer {
+    child: Child,
+    heard: Shared,
+}
+
+impl Tracer {
+    /// `handshake trace --json` in the mode that the tests run in.
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::start_command(&["trace"], arguments)
+    }
+
+    /// Another command; waits until its hooks are attached.
+    pub fn start_command(command: &[&str], arguments: &[&str]) -> Self {
+        let mut child = Command::new(program())
+            .args(command)
+            .args(["--json", "--attach", &attach()])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program can be started");
+        let heard: Shared = Shared::default();
+        let out = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let err = BufReader::new(child.stderr.take().expect("stderr is piped"));
+        listen(out, &heard, |heard, line| {
+            let value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            heard.records.push(Record(value));
+        });
+        listen(err, &heard, |heard, line| heard.log.push(line));
+        let tracer = Tracer { child, heard };
+        tracer.until("hooks are attached", |heard| {
+            heard.log.iter().any(|line| line.starts_with("tracing")).then_some(())
+        });
+        tracer
+    }
+
+    /// Waits for a record.
+    #[track_caller]
+    pub fn wait_for(&self, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
+        self.until(what, |heard| heard.records.iter().find(|record| wanted(record)).cloned())
+    }
+
+    /// Waits for the record of one end of a connection to a listening port.
+    #[track_caller]
+    pub fn wait_for_end(&self, role: &str, port: u16) -> Record {
+        self.wait_for(&format!("a {role} record for port {port}"), |record| record.is(role, port))
+    }
+
+    /// What came so far.
+    pub fn records(&self) -> Vec<Record> {
+        self.heard.0.lock().expect("no listener panicked").records.clone()
+    }
+
+    /// SIGINT; exit code 0, `health` last, nothing lost. Gives all records.
+    #[track_caller]
+    pub fn stop(self) -> Vec<Record> {
+        let (records, log) = self.stop_with_log();
+        let health = records.last().expect("there is a last record");
+        assert_eq!(health.text("kind"), Some("health"), "{health}");
+        for cause in ["ring_full", "read_failed", "active_opens_full", "requests_full", "queued_full"] {
+            assert_eq!(health.number(&format!("kernel.{cause}")).unwrap_or(0), 0, "{cause}: {health}");
+        }
+        assert_eq!(health.number("undecodable").unwrap_or(0), 0, "{health} {log:?}");
+        records
+    }
+
+    /// SIGINT, exit code 0; records and what was written to stderr.
+    #[track_caller]
+    pub fn stop_with_log(mut self) -> (Vec<Record>, Vec<String>) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::INT).expect("the program runs");
+        self.until("the program ends", |heard| (heard.ended == 2).then_some(()));
+        let status = self.child.wait().expect("the program can be waited for");
+        let heard = self.heard.0.lock().expect("no listener panicked");
+        assert!(status.success(), "{status}: {:?}", heard.log);
+        (heard.records.clone(), heard.log.clone())
+    }
+
+    #[track_caller]
+    fn until<R>(&self, what: &str, done: impl Fn(&Heard) -> Option<R>) -> R {
+        let deadline = Instant::now() + patience();
+        let (lock, changed) = &*self.heard;
+        let mut heard = lock.lock().expect("no listener panicked");
+        loop {
+            if let Some(result) = done(&heard) {
+                return result;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(
+                left > Duration::ZERO,
+                "waited in vain: {what}\nrecords: {:#?}\nlog: {:#?}",
+                heard.records.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                heard.log
+            );
+            heard = changed.wait_timeout(heard, left).expect("no listener panicked").0;
+        }
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn listen(
+    lines: BufReader<impl std::io::Read + Send + 'static>,
+    heard: &Shared,
+    take: impl Fn(&mut Heard, String) + Send + 'static,
+) {
+    let heard = Arc::clone(heard);
+    std::thread::spawn(move || {
+        for line in lines.lines().map_while(Result::ok) {
+            take(&mut heard.0.lock().expect("no listener panicked"), line);
+            heard.1.notify_all();
+        }
+        heard.0.lock().expect("no listener panicked").ended += 1;
+        heard.1.notify_all();
+    });
+}

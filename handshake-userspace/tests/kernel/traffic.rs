@@ -1,0 +1,66 @@
+//! The sockets of a scenario: connections that block or don't, and waiting for what the kernel shows of them.
+//!
+//! What a reader would get wrong: state is waited for in /proc/net/tcp of the namespace, so that a scenario
+//! goes on when a segment was really sent and not after a guess of time.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::environment::patience;
+
+/// A socket that has called connect() and not waited.
+pub fn connect_without_waiting(to: SocketAddr) -> Socket {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))
+        .expect("a socket can be made");
+    socket.set_nonblocking(true).expect("a socket can be non-blocking");
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+        other => panic!("connect() to {to} did not go on in the background: {other:?}"),
+    }
+    socket
+}
+
+/// Waits until it is connected, or gives its error.
+pub fn finish(socket: &Socket) -> io::Result<()> {
+    let mut wanted = [rustix::event::PollFd::new(socket, rustix::event::PollFlags::OUT)];
+    let timeout = rustix::time::Timespec::try_from(patience()).expect("patience is short");
+    rustix::event::poll(&mut wanted, Some(&timeout)).expect("a socket can be polled");
+    match socket.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// Closes with a RST instead of a FIN.
+pub fn reset(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER can be set");
+}
+
+/// Waits until a socket of the thread's namespace with this remote port is in a state, by the kernel's number.
+pub fn wait_for_state(remote_port: u16, state: u8) {
+    let end = format!(":{remote_port:04X} {state:02X} ");
+    until(&format!("a socket with remote port {remote_port} in state {state}"), || {
+        ["tcp", "tcp6"].iter().any(|table| {
+            std::fs::read_to_string(format!("/proc/thread-self/net/{table}"))
+                .is_ok_and(|text| text.lines().any(|line| line.contains(&end)))
+        })
+    });
+}
+
+/// Waits until something holds, looking often.
+pub fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + patience();
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+pub const ESTABLISHED: u8 = 1;
+pub const SYN_SENT: u8 = 2;
+pub const SYN_RECEIVED: u8 = 3;
