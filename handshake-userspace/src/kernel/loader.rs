@@ -81,7 +81,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let sweeper = Sweeper::new(&mut ebpf);
     let messages = log_messages::MessagePump::start(&mut ebpf);
     let attached = Attached { sweeper, _messages: messages, _programs: ebpf };
-    let source = RingBufferSource::new(ring, seen, attached)
+    let source = RingBufferSource::new(ring, seen)
         .map_err(|error| StartError::Failed(format!("the ring buffer cannot be polled: {error}")))?;
     Ok(LiveTrace {
         source,
@@ -91,6 +91,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         locked_down: locked,
         cpus,
         ring_bytes: ring_bytes(options.ring_bytes, cpus),
+        attached,
     })
 }
 

@@ -55,7 +55,7 @@ pub struct TraceOptions {
     pub btf: Option<PathBuf>,
 }
 
-/// Programs that are attached and streaming. Dropping the source detaches them all.
+/// Programs that are attached and streaming. Dropping it detaches them all.
 pub struct LiveTrace {
     /// Where events come from.
     pub source: RingBufferSource,
@@ -71,9 +71,11 @@ pub struct LiveTrace {
     pub cpus: usize,
     /// Size of the ring buffer.
     pub ring_bytes: u32,
+    /// Keeps the hooks attached.
+    pub(crate) attached: Attached,
 }
 
-/// What keeps the hooks attached. The source owns it, so that the hooks go with the source.
+/// What keeps the hooks attached: they go when it is dropped.
 pub(crate) struct Attached {
     pub(crate) sweeper: Sweeper,
     /// Carries the kernel side's messages while it lives.
