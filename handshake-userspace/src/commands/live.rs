@@ -73,7 +73,7 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
             stream_limit_ns: None,
             when_full: WhenFull::Drop,
         };
-        let feed = Feed { source: LiveSource::new(trace.source, trace.counters), recorder };
+        let feed = Feed { source: LiveSource::new(trace), recorder };
         let ending = pipeline::run(feed, flow, sinks, shutdown, reopen).await;
         ending.context("the pipeline cannot start")
     })?;

@@ -1,51 +1,101 @@
-//! The running kernel as an event source: the ring buffer, and the counters that say what it lost.
+//! The running kernel as an event source: the ring buffer together with what keeps the hooks attached.
 //!
-//! What a newcomer would get wrong: the kernel keeps the number of skipped probes with the programs, so it is
-//! read before they go; our own counters are shared memory and are right to the last.
+//! What a newcomer would get wrong: detaching must not take the ring with it. What the hooks had put there is
+//! drained afterwards, and only then does the ring stop growing.
+
+use std::time::{Duration, Instant};
 
 use super::{CounterReading, EventSource, SourceError, SourceItem, ring_buffer::RingBufferSource};
-use crate::kernel::KernelCounters;
+use crate::kernel::{KernelCounters, LiveTrace};
+
+/// Entries are swept when they are minutes old; asking more often than this would only cost system calls.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
 /// Gives what the hooks see.
 pub struct LiveSource {
-    ring: RingBufferSource,
-    counters: KernelCounters,
-    detached: Option<Detached>,
+    hooks: Hooks,
+    swept: Instant,
 }
 
-/// What was known when the programs went.
-#[derive(Clone, Copy)]
-struct Detached {
+enum Hooks {
+    Attached(Box<LiveTrace>),
+    Detached(Box<Leftover>),
+    /// Only while one becomes the other.
+    Changing,
+}
+
+/// What outlives the hooks.
+struct Leftover {
+    source: RingBufferSource,
+    counters: KernelCounters,
+    /// As it was before: the kernel keeps it with the programs, which are gone.
     missed_probes: Option<u64>,
 }
 
 impl LiveSource {
-    /// Takes over what a started trace streams and counts.
-    pub fn new(ring: RingBufferSource, counters: KernelCounters) -> Self {
-        LiveSource { ring, counters, detached: None }
+    /// Takes over a trace that has started.
+    pub fn new(trace: LiveTrace) -> Self {
+        LiveSource { hooks: Hooks::Attached(Box::new(trace)), swept: Instant::now() }
+    }
+
+    fn ring(&mut self) -> Option<&mut RingBufferSource> {
+        match &mut self.hooks {
+            Hooks::Attached(trace) => Some(&mut trace.source),
+            Hooks::Detached(left) => Some(&mut left.source),
+            Hooks::Changing => None,
+        }
+    }
+
+    fn sweep_if_due(&mut self) {
+        if let Hooks::Attached(trace) = &mut self.hooks
+            && self.swept.elapsed() >= SWEEP_EVERY
+        {
+            self.swept = Instant::now();
+            let swept = trace.attached.sweeper.sweep(super::ring_buffer::monotonic_ns());
+            if swept != 0 {
+                log::info!("{swept} entries of the kernel side's tables had outlived everything; swept");
+            }
+        }
     }
 }
 
 impl EventSource for LiveSource {
     async fn next_batch(&mut self, batch: &mut Vec<SourceItem>) -> Result<bool, SourceError> {
-        self.ring.next_batch(batch).await
+        self.sweep_if_due();
+        match self.ring() {
+            Some(ring) => ring.next_batch(batch).await,
+            None => Ok(false),
+        }
     }
 
     fn drain(&mut self, batch: &mut Vec<SourceItem>) -> Result<(), SourceError> {
-        self.ring.drain(batch)
+        self.ring().map_or(Ok(()), |ring| ring.drain(batch))
     }
 
     fn counters(&self) -> Option<CounterReading> {
-        let missed_probes = match self.detached {
-            Some(detached) => detached.missed_probes,
-            None => self.counters.missed_probes(),
-        };
-        Some(CounterReading::new(&self.counters.read(), missed_probes))
+        match &self.hooks {
+            Hooks::Attached(trace) => {
+                Some(CounterReading::new(&trace.counters.read(), trace.counters.missed_probes()))
+            }
+            Hooks::Detached(left) => Some(CounterReading::new(&left.counters.read(), left.missed_probes)),
+            Hooks::Changing => None,
+        }
     }
 
     fn detach(&mut self) {
-        let missed_probes = self.counters.missed_probes();
-        self.detached.get_or_insert(Detached { missed_probes });
-        self.ring.detach();
+        self.hooks = match std::mem::replace(&mut self.hooks, Hooks::Changing) {
+            Hooks::Attached(trace) => {
+                let missed_probes = trace.counters.missed_probes();
+                let (source, counters) = detached(*trace);
+                Hooks::Detached(Box::new(Leftover { source, counters, missed_probes }))
+            }
+            other => other,
+        };
     }
+}
+
+/// Keeps these two and drops the rest: programs and links go, so every hook is detached on return.
+fn detached(trace: LiveTrace) -> (RingBufferSource, KernelCounters) {
+    let LiveTrace { source, counters, .. } = trace;
+    (source, counters)
 }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{EventSource, SourceError, SourceItem};
-use crate::{kernel::Attached, model::observation::ClockAnchor};
+use crate::model::observation::ClockAnchor;
 
 /// How long an event may wait in the ring below the watermark: what a person at the live tail doesn't notice.
 const DRAIN_EVERY: Duration = Duration::from_millis(40);
@@ -25,10 +25,7 @@ const BATCH_EVENTS: usize = 8192;
 /// Events are copied out into blocks of this size, whose parts are then shared without copying.
 const BLOCK_BYTES: usize = 256 * 1024;
 
-/// How often entries that no hook deletes are looked for; they live for minutes.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
-
-/// Reads the kernel side's ring buffer, and keeps the hooks attached while it lives.
+/// Reads the kernel side's ring buffer.
 pub struct RingBufferSource {
     ring: AsyncFd<RingBuf<MapData>>,
     timer: Interval,
@@ -38,18 +35,11 @@ pub struct RingBufferSource {
     anchored: Option<Instant>,
     /// The last batch ended before the ring was empty, so there is nothing to wait for.
     more: bool,
-    swept: Instant,
-    /// `None` once detached.
-    attached: Option<Attached>,
 }
 
 impl RingBufferSource {
     /// Takes the ring over; `snapshot` is given before its first event. Needs a tokio runtime.
-    pub(crate) fn new(
-        ring: RingBuf<MapData>,
-        snapshot: Vec<SourceItem>,
-        attached: Attached,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(ring: RingBuf<MapData>, snapshot: Vec<SourceItem>) -> io::Result<Self> {
         // SAFETY: aya's RingBuf owns its descriptor and gives the same one until it is dropped.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(|error| io::Error::other(error.to_string()))?;
@@ -62,8 +52,6 @@ impl RingBufferSource {
             snapshot,
             anchored: None,
             more: false,
-            swept: Instant::now(),
-            attached: Some(attached),
         })
     }
 
@@ -114,20 +102,8 @@ impl EventSource for RingBufferSource {
         self.more = !self.take(batch);
         if !self.more {
             batch.push(SourceItem::Tick { now_ns });
-            if let Some(attached) = &mut self.attached
-                && self.swept.elapsed() >= SWEEP_EVERY
-            {
-                self.swept = Instant::now();
-                let swept = attached.sweeper.sweep(now_ns);
-                log::debug!("swept {swept} entries of the kernel side's tables");
-            }
         }
         Ok(())
-    }
-
-    fn detach(&mut self) {
-        // The ring has a descriptor of its own, so it outlives the programs and can be drained after them.
-        self.attached = None;
     }
 }
 
