@@ -56,7 +56,7 @@ mod wire;
 pub mod words;
 
 #[cfg(test)]
-mod tests;
+pub(in crate::sinks) mod tests;
 
 use std::io::{self, Write};
 

@@ -46,7 +46,7 @@ fn process(pid: u32, comm: &str, uid: u32, cgroup_id: u64) -> Process {
     Process { pid, tid: pid, uid, comm, cgroup_id: Some(cgroup_id) }
 }
 
-fn client() -> Handshake {
+pub(in crate::sinks) fn client() -> Handshake {
     Handshake {
         key: Key { boot: 0x6f1e_2c00, counter: 1042 },
         id: Some(0xdead_beef_0bad_f00d),

@@ -8,6 +8,9 @@ pub mod duration;
 pub mod layout;
 pub mod words;
 
+#[cfg(test)]
+mod tests;
+
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Effects, Style};
