@@ -22,8 +22,15 @@ pub struct KernelCounters {
     mapping: NonNull<c_void>,
     bytes: usize,
     cpus: usize,
-    /// Of each program, and what it said last: the kernel's word ends with the program.
-    fdinfo: Vec<(File, AtomicU64)>,
+    programs: Vec<ProgramInfo>,
+}
+
+/// One program's fdinfo.
+struct ProgramInfo {
+    name: String,
+    file: File,
+    /// What it said last: the kernel's word ends with the program.
+    missed: AtomicU64,
 }
 
 // SAFETY: the mapping is plain shared memory, only read here, and lives until the struct is dropped.
@@ -48,17 +55,18 @@ impl KernelCounters {
             unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, descriptor, 0) }
                 .map_err(|error| failed(error.to_string()))?;
         let mapping = NonNull::new(mapping).ok_or_else(|| failed("null".to_owned()))?;
-        Ok(KernelCounters { mapping, bytes, cpus, fdinfo: Vec::new() })
+        Ok(KernelCounters { mapping, bytes, cpus, programs: Vec::new() })
     }
 
     /// Opens fdinfo of every loaded program, so that reading it later needs nothing but the open file.
     pub(super) fn watch_programs(&mut self, ebpf: &Ebpf) {
         use std::os::fd::{AsFd as _, AsRawFd as _};
-        for (_, program) in ebpf.programs() {
+        for (name, program) in ebpf.programs() {
             if let Ok(descriptor) = program.fd() {
                 let number = descriptor.as_fd().as_raw_fd();
                 let opened = File::open(format!("/proc/self/fdinfo/{number}"));
-                self.fdinfo.extend(opened.map(|file| (file, AtomicU64::new(UNKNOWN))));
+                let missed = AtomicU64::new(UNKNOWN);
+                self.programs.extend(opened.map(|file| ProgramInfo { name: name.to_owned(), file, missed }));
             }
         }
     }
@@ -79,11 +87,14 @@ impl KernelCounters {
     /// Hits of our programs that the kernel skipped; `None` where the kernel doesn't say (before 5.12).
     pub fn missed_probes(&self) -> Option<u64> {
         let mut missed = None;
-        for (file, last) in &self.fdinfo {
-            if let Some(count) = recursion_misses(file) {
-                last.store(count, Ordering::Relaxed);
+        for program in &self.programs {
+            if let Some(count) = recursion_misses(&program.file) {
+                let before = program.missed.swap(count, Ordering::Relaxed);
+                if count != 0 && count != before {
+                    log::debug!("the kernel skipped {count} hits of {}", program.name);
+                }
             }
-            let count = last.load(Ordering::Relaxed);
+            let count = program.missed.load(Ordering::Relaxed);
             if count != UNKNOWN {
                 missed = Some(missed.unwrap_or(0) + count);
             }

@@ -123,7 +123,15 @@ impl Summary {
         } else {
             let causes: Vec<String> =
                 causes.iter().map(|(cause, count)| format!("{cause} {count}")).collect();
-            writeln!(out, "lost {}: {}", health.lost(), causes.join(", "))
+            writeln!(out, "lost {}: {}", health.lost(), causes.join(", "))?;
+            if health.missed_probes.is_some_and(|missed| missed != 0) {
+                writeln!(
+                    out,
+                    "missed_probes: the kernel skips a program that already runs on the same CPU; most of these \
+                     hits are of no handshake, but a record may lack a detail"
+                )?;
+            }
+            Ok(())
         }
     }
 }
