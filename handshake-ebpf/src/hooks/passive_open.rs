@@ -1,4 +1,4 @@
-//! Passive open: SYN received, request created, final ACK, child queued, or the request dies half open.
+//! Passive open: SYN received, request created, final ACK, child queued.
 //!
 //! The SYN's time waits in `REQUESTS` under the request sock and travels with the child. What a newcomer
 //! would get wrong: a retransmitted SYN of a pending request never reaches the listener's state machine; it
@@ -32,11 +32,6 @@ use crate::{
     },
     maps::{IN_SOFTIRQ, QUEUED, REQUESTS, RUNTIME, Request, new_queued},
 };
-
-/// A timer lies inside its request sock, which is no larger than this.
-const REQUEST_BYTES: u64 = 512;
-/// A request that dies by its timer dies in the same call: within this time of the timer's start.
-const TIMER_WORK_NS: u64 = 10_000_000;
 
 /// A segment reached a listener. Only a SYN is of interest: its time is noted for the request that the
 /// kernel is about to create on this CPU.
@@ -116,7 +111,7 @@ pub fn segment_at_request<M: Memory>(request: RequestSock<M>, skb: *const u8) {
 
 /// Writes what is known of a request into the facts of its child (or of its death).
 #[inline(always)]
-fn gather<M: Memory>(request: RequestSock<M>, passive: &mut PassiveOpen) {
+pub fn gather<M: Memory>(request: RequestSock<M>, passive: &mut PassiveOpen) {
     request.isns(&mut passive.negotiated);
     passive.synack_ns = request.synack_ns();
     if request.deferred_accept() {
@@ -240,48 +235,6 @@ pub fn accept_is_seen() -> u32 {
     }
 }
 
-/// A request's SYN-ACK timer fired: it sends the SYN-ACK again, or gives up within this call.
-#[inline(always)]
-pub fn timer_fired(timer: u64) {
-    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return };
-    // SAFETY: this CPU's own entry.
-    unsafe {
-        (*work).timer_ns = now_ns();
-        (*work).timer = timer;
-    }
-}
-
-/// The kernel drops a request. One that became a child is no longer in the table.
-#[inline(always)]
-pub fn request_dropped<M: Memory>(request: RequestSock<M>, attach: Attach) {
-    let key = request.key();
-    let Some(entry) = REQUESTS.get_ptr(key) else { return };
-    // SAFETY: a live entry.
-    let generation_ns = unsafe { (*entry).created_ns };
-    let bits = if timer_is_of(key) { flags::TIMED_OUT } else { 0 };
-    submit(EventKind::RequestDied, attach, key, generation_ns, |event: &mut PassiveOpen| {
-        request.ends(&mut event.endpoints);
-        gather(request, event);
-        event.flags |= bits;
-        event.old_state = TcpState::NewSynReceived as u8;
-        event.new_state = TcpState::Closed as u8;
-    });
-    let _ = REQUESTS.remove(key);
-}
-
-/// Whether this CPU is in the timer of this request.
-#[inline(always)]
-fn timer_is_of(request: u64) -> bool {
-    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return false };
-    // SAFETY: this CPU's own entry. The address goes through the table because the verifier allows no
-    // arithmetic on an argument that it knows as a pointer to a request sock; read back, it is a number.
-    let (request, timer, timer_ns) = unsafe {
-        (&raw mut (*work).dropped).write_volatile(request);
-        ((&raw const (*work).dropped).read_volatile(), (*work).timer, (*work).timer_ns)
-    };
-    timer.wrapping_sub(request) < REQUEST_BYTES && now_ns().wrapping_sub(timer_ns) < TIMER_WORK_NS
-}
-
 /// The request enters the table of half-open connections.
 #[fentry(function = "inet_csk_reqsk_queue_hash_add")]
 pub fn hs_request_fe(context: FEntryContext) -> i32 {
@@ -374,42 +327,5 @@ pub fn hs_queue_add_kp(context: ProbeContext) -> u32 {
         Sock::<Copied>::at(child),
         Attach::Kprobe,
     );
-    0
-}
-
-/// A SYN-ACK timer fires.
-#[fentry(function = "reqsk_timer_handler")]
-pub fn hs_req_timer_fe(context: FEntryContext) -> i32 {
-    timer_fired(argument!(context, 0) as u64);
-    0
-}
-
-/// A SYN-ACK timer fires.
-#[kprobe]
-pub fn hs_req_timer_kp(context: ProbeContext) -> u32 {
-    let Some(timer) = argument!(context, 0) else { return 0 };
-    timer_fired(timer as u64);
-    0
-}
-
-/// A request is dropped.
-#[fentry(function = "inet_csk_reqsk_queue_drop")]
-pub fn hs_req_drop_fe(context: FEntryContext) -> i32 {
-    request_dropped(RequestSock::<Direct>::at(argument!(context, 1)), Attach::Fentry);
-    0
-}
-
-/// A request is dropped (6.12 and later, where the timer calls this one).
-#[fentry(function = "__inet_csk_reqsk_queue_drop")]
-pub fn hs_req_drop2_fe(context: FEntryContext) -> i32 {
-    request_dropped(RequestSock::<Direct>::at(argument!(context, 1)), Attach::Fentry);
-    0
-}
-
-/// A request is dropped.
-#[kprobe]
-pub fn hs_req_drop_kp(context: ProbeContext) -> u32 {
-    let Some(request) = argument!(context, 1) else { return 0 };
-    request_dropped(RequestSock::<Copied>::at(request), Attach::Kprobe);
     0
 }

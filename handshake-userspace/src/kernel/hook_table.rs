@@ -222,12 +222,16 @@ pub const HOOKS: &[Hook] = &[
         ways: &[
             fentry(&[
                 program("hs_req_timer_fe", Place::Fentry("reqsk_timer_handler")),
-                program("hs_req_drop_fe", Place::Fentry("inet_csk_reqsk_queue_drop")),
+                program("hs_req_end4_fe", Place::Fentry("tcp_v4_reqsk_destructor")),
+                optional("hs_req_end6_fe", Place::Fentry("tcp_v6_reqsk_destructor")),
+                optional("hs_req_drop_fe", Place::Fentry("inet_csk_reqsk_queue_drop")),
                 optional("hs_req_drop2_fe", Place::Fentry("__inet_csk_reqsk_queue_drop")),
             ]),
             kprobe(&[
                 program("hs_req_timer_kp", Place::Kprobe("reqsk_timer_handler")),
-                program("hs_req_drop_kp", Place::Kprobe("inet_csk_reqsk_queue_drop")),
+                program("hs_req_end_kp", Place::Kprobe("tcp_v4_reqsk_destructor")),
+                optional("hs_req_end_kp", Place::Kprobe("tcp_v6_reqsk_destructor")),
+                optional("hs_req_drop_kp", Place::Kprobe("inet_csk_reqsk_queue_drop")),
                 optional("hs_req_drop_kp", Place::Kprobe("__inet_csk_reqsk_queue_drop")),
             ]),
         ],

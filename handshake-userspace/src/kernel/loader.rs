@@ -11,14 +11,14 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, Map, MapData, RingBuf},
     programs::{
-        BtfTracePoint, CgroupAttachMode, FEntry, FExit, KProbe, Program as LoadedProgram, ProgramError,
-        SockOps, TracePoint,
+        BtfTracePoint, CgroupAttachMode, FEntry, FExit, KProbe, Program as LoadedProgram, SockOps, TracePoint,
     },
 };
 use handshake_common::{event::Attach, offsets::Offsets};
 
 use super::{
     AttachChoice, Attached, HookStatus, LiveTrace, StartError, TraceOptions,
+    attach_problem::{AttachProblem, chain, kind, name, unless_loaded},
     btf::Btf as KernelBtf,
     counters::KernelCounters,
     hook_table::{HOOKS, Hook, Place, Program, STATE_CHANGED, Way},
@@ -345,65 +345,4 @@ impl<'a> Attacher<'a> {
             name(wanted)
         )))
     }
-}
-
-/// One program may serve several places; it is loaded for the first.
-fn unless_loaded(result: Result<(), ProgramError>) -> Result<(), ProgramError> {
-    match result {
-        Err(ProgramError::AlreadyLoaded) => Ok(()),
-        other => other,
-    }
-}
-
-/// Why a program could not be put in its place.
-#[derive(Debug, thiserror::Error)]
-enum AttachProblem {
-    #[error(transparent)]
-    Program(#[from] ProgramError),
-    #[error("tracefs is not mounted: `mount -t tracefs tracefs /sys/kernel/tracing`")]
-    NoTracefs,
-    #[error("{0}")]
-    Cgroup(String),
-}
-
-/// The mode as the command line and the records name it.
-pub fn name(attach: Attach) -> &'static str {
-    match attach {
-        Attach::Common => "tp_btf",
-        Attach::Fentry => "fentry",
-        Attach::Kprobe => "kprobe",
-        Attach::Tracepoint => "tracepoint",
-    }
-}
-
-fn kind(place: Place) -> &'static str {
-    match place {
-        Place::Fentry(_) => "fentry",
-        Place::Fexit(_) => "fexit",
-        Place::Kprobe(_) => "kprobe",
-        Place::BtfTracepoint(_) => "BTF tracepoint",
-        Place::SystemCall(_) => "tracepoint",
-        Place::SockOps => "sock_ops",
-        Place::SeenBy(_) => "seen by",
-    }
-}
-
-/// An error with its causes in one line, without a verifier's log: that is what `-v` is for.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    if let Some((first, log)) = text.split_once("Verifier output:") {
-        log::debug!("{log}");
-        text = first.trim_end_matches(['.', ' ']).to_owned();
-    }
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        let next = next.split("Verifier output:").next().unwrap_or_default().trim_end_matches(['.', ' ']);
-        if !text.contains(next) {
-            text.push_str(": ");
-            text.push_str(next);
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -3,6 +3,7 @@
 //! Only this folder and the kernel side know about offsets. What a newcomer would get wrong: whether a hook
 //! works is found by loading **and attaching** it; no version number is ever compared.
 
+mod attach_problem;
 pub mod btf;
 mod counters;
 pub mod doctor;
@@ -21,11 +22,7 @@ use aya::Ebpf;
 use handshake_common::{event::Attach, filter::Filter};
 
 use self::sweep::Sweeper;
-pub use self::{
-    counters::KernelCounters,
-    loader::{name, start},
-    object::BUILT_WITH,
-};
+pub use self::{attach_problem::name, counters::KernelCounters, loader::start, object::BUILT_WITH};
 use crate::source::ring_buffer::RingBufferSource;
 
 /// `--attach`.

@@ -70,7 +70,7 @@ pub enum Density {
     Narrow,
     /// The usual terminal.
     Usual,
-    /// 150 columns and more, and wherever the width is unknown.
+    /// 170 columns and more, and wherever the width is unknown.
     Wide,
 }
 
@@ -79,8 +79,8 @@ impl Density {
     pub fn for_width(columns: Option<u16>) -> Self {
         match columns {
             Some(0..100) => Density::Narrow,
-            Some(100..150) => Density::Usual,
-            Some(150..) | None => Density::Wide,
+            Some(100..170) => Density::Usual,
+            Some(170..) | None => Density::Wide,
         }
     }
 }

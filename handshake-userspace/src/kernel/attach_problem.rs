@@ -1,0 +1,71 @@
+//! Why a program could not be put in its place, in one line for a person.
+//!
+//! What a newcomer would get wrong: aya's load errors carry the verifier's whole log; it goes to the debug log
+//! and never into a message.
+
+use aya::programs::ProgramError;
+use handshake_common::event::Attach;
+
+use super::hook_table::Place;
+
+/// One program may serve several places; it is loaded for the first.
+pub(super) fn unless_loaded(result: Result<(), ProgramError>) -> Result<(), ProgramError> {
+    match result {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        other => other,
+    }
+}
+
+/// Why a program could not be put in its place.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AttachProblem {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("tracefs is not mounted: `mount -t tracefs tracefs /sys/kernel/tracing`")]
+    NoTracefs,
+    #[error("{0}")]
+    Cgroup(String),
+}
+
+/// The mode as the command line and the records name it.
+pub fn name(attach: Attach) -> &'static str {
+    match attach {
+        Attach::Common => "tp_btf",
+        Attach::Fentry => "fentry",
+        Attach::Kprobe => "kprobe",
+        Attach::Tracepoint => "tracepoint",
+    }
+}
+
+/// The kind of place, for messages.
+pub(super) fn kind(place: Place) -> &'static str {
+    match place {
+        Place::Fentry(_) => "fentry",
+        Place::Fexit(_) => "fexit",
+        Place::Kprobe(_) => "kprobe",
+        Place::BtfTracepoint(_) => "BTF tracepoint",
+        Place::SystemCall(_) => "tracepoint",
+        Place::SockOps => "sock_ops",
+        Place::SeenBy(_) => "seen by",
+    }
+}
+
+/// An error with its causes in one line, without a verifier's log: that is what `-v` is for.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    if let Some((first, log)) = text.split_once("Verifier output:") {
+        log::debug!("{log}");
+        text = first.trim_end_matches(['.', ' ']).to_owned();
+    }
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        let next = next.split("Verifier output:").next().unwrap_or_default().trim_end_matches(['.', ' ']);
+        if !text.contains(next) {
+            text.push_str(": ");
+            text.push_str(next);
+        }
+        cause = error.source();
+    }
+    text
+}
