@@ -66,6 +66,14 @@ fn entered_syn_sent<M: Memory>(sock: Sock<M>) {
     let Some(runtime) = RUNTIME.get_ptr(0) else { return };
     // SAFETY: the array's one live entry. A probe on connect() has been here before us.
     if unsafe { (*runtime).syn_sent_is_seen } & CONNECT_IS_PROBED != 0 {
+        // Under lockdown it could not read the caller's sockaddr; by now the socket has the remote end.
+        if let Some(open) = ACTIVE_OPENS.get_ptr_mut(sock.key())
+            // SAFETY: a live entry; this thread holds the socket's lock.
+            && unsafe { (*open).endpoints.remote_port } == 0
+        {
+            // SAFETY: as above.
+            sock.ends(unsafe { &mut (*open).endpoints });
+        }
         return;
     }
     if !filter::wants_running_thread() {

@@ -27,6 +27,8 @@ pub struct Way {
     pub modes: &'static [Attach],
     /// All of these must attach, except where `optional`.
     pub programs: &'static [Program],
+    /// What this way does not see although it works; empty when it sees all.
+    pub lacks: &'static str,
 }
 
 /// One program at one place.
@@ -82,20 +84,25 @@ const fn optional(name: &'static str, place: Place) -> Program {
 }
 
 const fn fentry(programs: &'static [Program]) -> Way {
-    Way { attach: Attach::Fentry, modes: &[Attach::Fentry], programs }
+    Way { attach: Attach::Fentry, modes: &[Attach::Fentry], programs, lacks: "" }
 }
 
 const fn kprobe(programs: &'static [Program]) -> Way {
-    Way { attach: Attach::Kprobe, modes: &[Attach::Kprobe], programs }
+    Way { attach: Attach::Kprobe, modes: &[Attach::Kprobe], programs, lacks: "" }
 }
 
-const fn tracepoint(programs: &'static [Program]) -> Way {
-    Way { attach: Attach::Tracepoint, modes: &[Attach::Tracepoint], programs }
+const fn tracepoint(programs: &'static [Program], lacks: &'static str) -> Way {
+    Way { attach: Attach::Tracepoint, modes: &[Attach::Tracepoint], programs, lacks }
 }
 
 /// A tracepoint that every mode uses.
 const fn common(programs: &'static [Program]) -> Way {
-    Way { attach: Attach::Common, modes: &[Attach::Fentry, Attach::Kprobe, Attach::Tracepoint], programs }
+    Way {
+        attach: Attach::Common,
+        modes: &[Attach::Fentry, Attach::Kprobe, Attach::Tracepoint],
+        programs,
+        lacks: "",
+    }
 }
 
 const STATE: Program = program("", Place::SeenBy("inet_sock_set_state"));
@@ -117,7 +124,7 @@ pub const HOOKS: &[Hook] = &[
                 program("hs_connect_kp", Place::Kprobe("tcp_v4_connect")),
                 optional("hs_connect_kp", Place::Kprobe("tcp_v6_connect")),
             ]),
-            tracepoint(&[STATE]),
+            tracepoint(&[STATE], ""),
         ],
         without_it: "client records lack `phases.local_ns`",
         required: false,
@@ -134,6 +141,7 @@ pub const HOOKS: &[Hook] = &[
                     program("hs_connect_enter", Place::SystemCall("sys_enter_connect")),
                     program("hs_connect_exit", Place::SystemCall("sys_exit_connect")),
                 ],
+                lacks: "io_uring, 32-bit and kernel callers",
             },
         ],
         without_it: "connect() calls that fail before a SYN leaves are not shown, nor `phases.wake_ns`",
@@ -144,8 +152,8 @@ pub const HOOKS: &[Hook] = &[
         ways: &[
             fentry(&[program("hs_syn_sent_fe", Place::Fentry("tcp_connect"))]),
             kprobe(&[program("hs_syn_sent_kp", Place::Kprobe("tcp_connect"))]),
-            tracepoint(&[SOCK_OPS]),
-            tracepoint(&[STATE]),
+            tracepoint(&[SOCK_OPS], ""),
+            tracepoint(&[STATE], "the local port of a handshake that fails; the SYN of a deferred Fast Open"),
         ],
         without_it: "client latency begins at connect() instead of the SYN",
         required: false,
@@ -155,7 +163,7 @@ pub const HOOKS: &[Hook] = &[
         ways: &[
             fentry(&[program("hs_segment_fe", Place::Fentry("tcp_rcv_state_process"))]),
             kprobe(&[program("hs_segment_kp", Place::Kprobe("tcp_rcv_state_process"))]),
-            tracepoint(&[SOCK_OPS]),
+            tracepoint(&[SOCK_OPS], "SYNs answered by a cookie"),
         ],
         without_it: "the time at which a SYN reached a listener is unknown, so server latency is absent",
         required: false,
@@ -165,7 +173,7 @@ pub const HOOKS: &[Hook] = &[
         ways: &[
             fentry(&[program("hs_request_fe", Place::Fentry("inet_csk_reqsk_queue_hash_add"))]),
             kprobe(&[program("hs_request_kp", Place::Kprobe("inet_csk_reqsk_queue_hash_add"))]),
-            tracepoint(&[SOCK_OPS]),
+            tracepoint(&[SOCK_OPS], "the SYN-ACK's time: `phases.synack_ns` and `phases.ack_ns`"),
         ],
         without_it: "server records lack latency and `phases.synack_ns`",
         required: false,
@@ -190,7 +198,10 @@ pub const HOOKS: &[Hook] = &[
                 program("hs_child_kp", Place::Kprobe("inet_csk_complete_hashdance")),
                 optional("hs_queue_add_kp", Place::Kprobe("inet_csk_reqsk_queue_add")),
             ]),
-            tracepoint(&[STATE, optional("hs_data_ready", Place::BtfTracepoint("sk_data_ready"))]),
+            tracepoint(
+                &[STATE, optional("hs_data_ready", Place::BtfTracepoint("sk_data_ready"))],
+                "the listener and its queue's length; that it was a SYN cookie or Fast Open",
+            ),
         ],
         without_it: "SYN cookies, Fast Open and the accept queue's length are not shown",
         required: false,
@@ -209,10 +220,13 @@ pub const HOOKS: &[Hook] = &[
         ways: &[
             fentry(&[program("hs_graft_fe", Place::Fentry("security_sock_graft"))]),
             kprobe(&[program("hs_graft_kp", Place::Kprobe("security_sock_graft"))]),
-            tracepoint(&[
-                program("hs_accept_exit", Place::SystemCall("sys_exit_accept")),
-                program("hs_accept_exit", Place::SystemCall("sys_exit_accept4")),
-            ]),
+            tracepoint(
+                &[
+                    program("hs_accept_exit", Place::SystemCall("sys_exit_accept")),
+                    program("hs_accept_exit", Place::SystemCall("sys_exit_accept4")),
+                ],
+                "io_uring, 32-bit and MPTCP acceptors",
+            ),
         ],
         without_it: "server records lack the process and `phases.accept_ns`",
         required: false,

@@ -196,6 +196,7 @@ impl<'a> Attacher<'a> {
             symbols: Vec::new(),
             tried: Vec::new(),
             without_it: hook.without_it,
+            lacks: "",
         };
         for way in hook.ways {
             if !self.allows(way) {
@@ -213,6 +214,7 @@ impl<'a> Attacher<'a> {
                 Ok(()) => {
                     self.record.entry(way.attach).or_default().1 += 1;
                     status.attached = Some(way.attach);
+                    status.lacks = way.lacks;
                     break;
                 }
                 Err(problem) => {

@@ -94,6 +94,8 @@ pub struct HookStatus {
     pub tried: Vec<String>,
     /// What is not shown without it.
     pub without_it: &'static str,
+    /// What is not shown although it is attached, because of how; empty when nothing.
+    pub lacks: &'static str,
 }
 
 /// Why tracing could not start. Every message names what is missing and the way out.

@@ -29,6 +29,7 @@ pub fn take(ebpf: &mut Ebpf, btf: &Btf) -> (Vec<SourceItem>, HookStatus) {
         symbols: vec!["iter/tcp"],
         tried: Vec::new(),
         without_it: WITHOUT_IT,
+        lacks: "",
     };
     let mut items = Vec::new();
     match load(ebpf, btf) {
