@@ -21,7 +21,7 @@
 //!
 //! A server's differs in `"role":"server"`, `"phases":{"synack_ns":9120,"ack_ns":40110220,"accept_ns":31022}`,
 //! `"retransmits":{"syn_ack":0,"syn_seen":1,"waited_ns":0}` and `"accept_queue":{"length":1,"limit":128}`.
-//! Every outcome but `established` has its evidence:
+//! Whatever rests on more than the change of state to ESTABLISHED names its evidence:
 //! `"outcome":"refused","evidence":{"kind":"reset_received","errno":"ECONNREFUSED","syns":1}`.
 //!
 //! The later fate of a child that was still queued when its handshake record was written; `key` joins them:

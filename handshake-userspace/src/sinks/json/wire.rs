@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer};
 
 use super::words;
 use crate::{
-    model::{handshake as model, health, outcome::Outcome, process},
+    model::{handshake as model, health, outcome::EvidenceKind, process},
     sinks::{self, WallTime, errno},
 };
 
@@ -76,7 +76,7 @@ impl<'a> Handshake<'a> {
             role: words::role(handshake.role),
             outcome: words::outcome(handshake.outcome),
             // What "established" rests on is always the same.
-            evidence: (handshake.outcome != Outcome::Established).then(|| Evidence {
+            evidence: (handshake.evidence.kind != EvidenceKind::StateEstablished).then(|| Evidence {
                 kind: words::evidence(handshake.evidence.kind),
                 errno: handshake.evidence.errno.map(errno::name),
                 syns: handshake.evidence.syns,
