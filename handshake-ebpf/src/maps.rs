@@ -213,6 +213,7 @@ static NO_ACTIVE_OPEN: ActiveOpen = ActiveOpen {
 static NO_QUEUED: [u64; size_of::<Queued>() / 8] = [0; size_of::<Queued>() / 8];
 
 /// A new (or cleared) entry of [`ACTIVE_OPENS`]; `None`, and counted, when the table is full.
+#[expect(clippy::needless_borrows_for_generic_args, reason = "by value it would be copied over the stack")]
 #[inline(always)]
 pub fn new_active_open(socket: u64) -> Option<*mut ActiveOpen> {
     if ACTIVE_OPENS.insert(socket, &NO_ACTIVE_OPEN, 0).is_err() {

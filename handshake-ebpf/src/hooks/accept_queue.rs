@@ -39,7 +39,7 @@ pub fn accept_waits(listener: u64) {
         return;
     }
     let call = AcceptCall { waiting_since_ns: now_ns(), listener };
-    if ACCEPT_CALLS.insert(task::thread(), &call, 0).is_err() {
+    if ACCEPT_CALLS.insert(task::thread(), call, 0).is_err() {
         count(Counter::AcceptCallsFull);
     }
 }

@@ -278,7 +278,7 @@ fn note_call(socket: u64) {
         Some(call) => ConnectCall { socket, ..unsafe { *call } },
         None => ConnectCall { called_ns: now_ns(), socket, address: 0, descriptor: -1 },
     };
-    if CONNECT_CALLS.insert(thread, &call, 0).is_err() {
+    if CONNECT_CALLS.insert(thread, call, 0).is_err() {
         count(Counter::ConnectCallsFull);
     }
 }

@@ -162,7 +162,7 @@ pub fn hs_connect_enter(context: TracePointContext) -> u32 {
         return 0;
     };
     let call = ConnectCall { called_ns: now_ns(), socket: 0, address, descriptor };
-    if CONNECT_CALLS.insert(task::thread(), &call, 0).is_err() {
+    if CONNECT_CALLS.insert(task::thread(), call, 0).is_err() {
         count(Counter::ConnectCallsFull);
     }
     0

@@ -75,7 +75,7 @@ pub fn request_created<M: Memory>(listener: Sock<M>, request: RequestSock<M>) {
         synack_retransmits: 0,
         flags: 0,
     };
-    if REQUESTS.insert(request.key(), &entry, 0).is_err() {
+    if REQUESTS.insert(request.key(), entry, 0).is_err() {
         count(Counter::RequestsFull);
     }
 }

@@ -77,7 +77,7 @@ fn syn_arrives(cookie: u64) {
         synack_retransmits: 0,
         flags: 0,
     };
-    if REQUESTS.insert(cookie, &entry, 0).is_err() {
+    if REQUESTS.insert(cookie, entry, 0).is_err() {
         count(Counter::RequestsFull);
     }
 }

@@ -3,6 +3,8 @@
 //! Everything runs on the recording that is kept for its format. What a reader would get wrong: RUST_BACKTRACE is
 //! set on purpose; a message for people must be one line all the same.
 
+#![expect(clippy::expect_used, reason = "a test fails by panicking, in its helpers too")]
+
 mod output;
 mod usage;
 

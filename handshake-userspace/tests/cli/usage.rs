@@ -72,10 +72,13 @@ fn a_recording_that_is_missing_or_damaged_is_one_line_and_code_1() {
     }
 }
 
+/// Whether a filter keeps a record.
+type Keeps = fn(&serde_json::Value) -> bool;
+
 #[test]
 fn each_filter_keeps_what_it_names() {
     let all = handshakes(&[]);
-    let cases: [(&[&str], fn(&serde_json::Value) -> bool); 9] = [
+    let cases: [(&[&str], Keeps); 9] = [
         (&["--role", "server"], |record| record["role"] == "server"),
         (&["--port", "443"], |record| record["remote"]["port"] == 443 || record["local"]["port"] == 443),
         (&["--remote", "10.9.0.2/32"], |record| record["remote"]["address"] == "10.9.0.2"),

@@ -5,6 +5,8 @@
 //! What a reader would get wrong: without HANDSHAKE_BIN (a plain `cargo test`) each test skips itself and says
 //! so; with it, being unfit is a failure.
 
+#![expect(clippy::expect_used, reason = "a test fails by panicking, in its helpers too")]
+
 mod accept_queue;
 mod active_open;
 mod environment;
