@@ -195,3 +195,35 @@ fn messages_of_the_kernel_side_are_off_until_asked_for() {
         );
     }
 }
+
+#[test]
+fn without_tracefs_only_system_call_tracepoints_are_missing() {
+    if !is_fit("without_tracefs_only_system_call_tracepoints_are_missing") {
+        return;
+    }
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "mount --make-rprivate / && umount -l /sys/kernel/debug; umount -l /sys/kernel/tracing; exec \"$@\"", "sh"])
+        .arg(program())
+        .args(["doctor", "--json", "--attach", &attach()]);
+    // SAFETY: between fork and exec one system call is made, which allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS).map_err(std::io::Error::from)
+        });
+    }
+    let output = command.output().expect("a shell can be started");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
+    for hook in report["hooks"].as_array().expect("it lists hooks") {
+        let on_system_calls = ["accepted", "connect_returned"].into_iter().any(|name| hook["hook"] == name);
+        let tried = hook["tried"].to_string();
+        if attach() == "tracepoint" && on_system_calls
+            || attach() == "kprobe" && hook["hook"] == "connect_returned"
+        {
+            assert!(hook["attached"].is_null() && tried.contains("mount -t tracefs"), "{hook}");
+        } else {
+            assert!(!tried.contains("tracefs"), "{hook}");
+        }
+    }
+}

@@ -61,3 +61,39 @@ fn connections_closed_by_rst_all_have_both_records() {
         churn(reset);
     }
 }
+
+#[test]
+fn a_ring_that_overflows_is_counted_by_cpu_and_is_no_failure_of_the_network() {
+    const CONNECTIONS: usize = 500;
+    if !is_fit("a_ring_that_overflows_is_counted_by_cpu_and_is_no_failure_of_the_network") {
+        return;
+    }
+    let netns = Netns::new("o");
+    let tracer = Tracer::start(&["--netns", netns.name(), "--ring-bytes", "64KiB"]);
+    // Nobody drains: 64 KiB hold some 300 events, and these connections make thousands.
+    tracer.signal(rustix::process::Signal::STOP);
+    let port = netns.on_thread("hs-both", || {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is up");
+        let to = listener.local_addr().expect("it has an address");
+        for _ in 0..CONNECTIONS {
+            let _stream = TcpStream::connect(to).expect("it listens");
+            drop(listener.accept().expect("a child is queued"));
+        }
+        to.port()
+    });
+    tracer.signal(rustix::process::Signal::CONT);
+    let (records, log) = tracer.stop_with_log();
+    let health = records.last().expect("there is a last record");
+    let lost = health.number("kernel.ring_full").expect("it is counted");
+    assert!(lost > 0, "{health}");
+    let by_cpu =
+        health.get("ring_full_by_cpu").and_then(serde_json::Value::as_object).expect("it says where");
+    assert_eq!(by_cpu.values().filter_map(serde_json::Value::as_u64).sum::<u64>(), lost, "{health}");
+    assert!(health.number("lost").is_some_and(|all| all >= lost), "{health}");
+    assert!(log.iter().any(|line| line.contains("ring_full")), "the summary tells: {log:?}");
+    assert!(records.iter().any(|record| record.text("kind") == Some("lost")), "it is told when it happens");
+    for record in records.iter().filter(|record| record.is("client", port) || record.is("server", port)) {
+        let outcome = record.text("outcome");
+        assert!(matches!(outcome, Some("established" | "incomplete")), "{record}");
+    }
+}

@@ -81,6 +81,11 @@ impl Tracer {
         self.heard.0.lock().expect("no listener panicked").records.clone()
     }
 
+    /// Stops its execution (SIGSTOP) or lets it go on (SIGCONT).
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the program runs");
+    }
+
     /// SIGINT; exit code 0, `health` last, nothing lost. Gives all records.
     #[track_caller]
     pub fn stop(self) -> Vec<Record> {
