@@ -23,6 +23,10 @@ pub static LOCKED_DOWN: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static LOADED_NS: Global<u64> = Global::new(0);
 
+/// Waiting bytes at which the reader is woken before its timer: a part of the ring.
+#[unsafe(no_mangle)]
+pub static WAKE_AT_BYTES: Global<u64> = Global::new(256 * 1024);
+
 /// One field of a read-only global struct, as a constant to the verifier.
 macro_rules! global {
     ($name:ident, $ty:ty, $($field:tt)+) => {{

@@ -139,8 +139,8 @@ pub struct Queued {
     pub reset_ns: u64,
     /// 1: accept() took it before it was ESTABLISHED (Fast Open).
     pub accepted: u32,
-    /// Keeps the layout free of padding.
-    pub reserved: u32,
+    /// 1: its leaving SYN-RECEIVED was reported.
+    pub left: u32,
 }
 
 /// See [`CONNECT_CALLS`].

@@ -17,10 +17,10 @@ use handshake_common::{
         passive_open,
     },
     filter::ROLE_SERVER,
-    tcp::TcpState,
+    tcp::{ACK, SYN, TcpState},
 };
 
-use super::argument;
+use super::{active_open::end_was_missed, argument, state::child_left};
 use crate::{
     emit::{count, now_ns, submit},
     filter,
@@ -29,7 +29,7 @@ use crate::{
         sock::Sock,
         task,
     },
-    maps::{ACCEPT_CALLS, ACTIVE_OPENS, AcceptCall, QUEUED},
+    maps::{ACCEPT_CALLS, ACTIVE_OPENS, AcceptCall, ENDED, QUEUED},
 };
 
 /// A thread entered accept() on this listener; it may return at once, sleep, or find nothing.
@@ -62,6 +62,15 @@ pub fn accepted<M: Memory>(child: Sock<M>, attach: Attach) {
         count(Counter::Filtered);
         return;
     }
+    let state = child.state();
+    if let Some(queued) = queued
+        && state != TcpState::SynReceived as u8
+        // SAFETY: a live entry; accept() holds the child's lock.
+        && unsafe { (*queued).left } == 0
+    {
+        // SAFETY: as above. It left within this softirq's work after it was queued.
+        child_left(child, queued, TcpState::Established as u8, unsafe { (*queued).passive.queued_ns });
+    }
     let thread = task::thread();
     let waiting_since_ns = match ACCEPT_CALLS.get_ptr(thread) {
         // SAFETY: a live entry.
@@ -90,7 +99,7 @@ pub fn accepted<M: Memory>(child: Sock<M>, attach: Attach) {
         }
     });
     let Some(queued) = queued else { return };
-    if child.state() == TcpState::SynReceived as u8 {
+    if state == TcpState::SynReceived as u8 {
         // Fast Open: accepted before the final ACK. What was gathered is needed when that comes.
         // SAFETY: a live entry; accept() holds the child's lock.
         unsafe { (*queued).accepted = 1 };
@@ -103,7 +112,17 @@ pub fn accepted<M: Memory>(child: Sock<M>, attach: Attach) {
 #[inline(always)]
 pub fn destroyed<M: Memory>(sock: Sock<M>) {
     let key = sock.key();
-    let _ = ACTIVE_OPENS.remove(key);
+    if let Some(open) = ACTIVE_OPENS.get_ptr_mut(key) {
+        // SAFETY: a live entry.
+        let (held, syn_sent_ns, answer) =
+            unsafe { ((*open).flags, (*open).syn_sent_ns, (*open).answer_flags) };
+        if held & ENDED == 0 && syn_sent_ns != 0 {
+            let answered = answer & (SYN | ACK) == SYN | ACK;
+            let new = if answered { TcpState::Established } else { TcpState::Closed };
+            end_was_missed(sock, open, new as u8, Attach::Common);
+        }
+        let _ = ACTIVE_OPENS.remove(key);
+    }
     let Some(queued) = QUEUED.get_ptr(key) else { return };
     // SAFETY: a live entry.
     let (accepted, generation_ns) = unsafe { ((*queued).accepted, (*queued).generation_ns) };

@@ -22,7 +22,7 @@ use handshake_common::{
 
 use super::{argument, passive_open};
 use crate::{
-    emit::{count, now_ns, submit},
+    emit::{Slot, count, now_ns, submit},
     filter,
     globals::LOCKED_DOWN,
     kernel::{
@@ -212,39 +212,7 @@ pub fn left_syn_sent<M: Memory>(sock: Sock<M>, new_state: u8, attach: Attach) {
         None if !filter::wants_unknown() => return,
         None => 0,
     };
-    let mut bits = 0;
-    submit(EventKind::LeftSynSent, attach, key, generation_ns, |event: &mut LeftSynSent| {
-        if let Some(open) = open {
-            // SAFETY: a live entry.
-            unsafe {
-                event.endpoints = (*open).endpoints;
-                event.owner = (*open).owner;
-                event.called_ns = (*open).called_ns;
-                event.syn_sent_ns = (*open).syn_sent_ns;
-                event.answered_ns = (*open).answered_ns;
-                event.last_retransmit_ns = (*open).last_retransmit_ns;
-                event.syn_retransmits = (*open).syn_retransmits;
-                event.answer_flags = (*open).answer_flags;
-                bits = (*open).flags & !ENDED;
-            }
-        }
-        if open.is_none() || new_state != TcpState::Closed as u8 {
-            sock.ends(&mut event.endpoints);
-        }
-        if let Some(error) = sock.error() {
-            event.sk_err = error;
-            bits |= flags::ERROR_KNOWN;
-        }
-        event.sk_err_soft = sock.soft_error().unwrap_or(0);
-        if new_state == TcpState::Established as u8 {
-            sock.negotiated(&mut event.negotiated);
-            if sock.fast_open_bits() & SYN_DATA_ACKED_BIT != 0 {
-                bits |= flags::SYN_DATA_ACKED;
-            }
-        }
-        event.flags = bits;
-        event.new_state = new_state;
-    });
+    report_end(sock, open, generation_ns, new_state, 0, attach);
     let Some(open) = open else { return };
     // SAFETY: a live entry.
     let (held, syn_sent_ns) = unsafe { ((*open).flags, (*open).syn_sent_ns) };
@@ -259,6 +227,63 @@ pub fn left_syn_sent<M: Memory>(sock: Sock<M>, new_state: u8, attach: Attach) {
     } else {
         let _ = ACTIVE_OPENS.remove(key);
     }
+}
+
+/// The kernel skips a program that already runs on the CPU, so the state tracepoint can miss the end of an
+/// active open. Whoever finds the entry still open afterwards reports it, with the time of the answer.
+#[inline(always)]
+pub fn end_was_missed<M: Memory>(sock: Sock<M>, open: *mut ActiveOpen, new_state: u8, attach: Attach) {
+    // SAFETY: a live entry.
+    let (generation_ns, answered_ns) = unsafe { ((*open).generation_ns, (*open).answered_ns) };
+    report_end(sock, Some(open), generation_ns, new_state, answered_ns, attach);
+}
+
+/// The event of the end; `time_ns` 0 is now.
+#[inline(always)]
+fn report_end<M: Memory>(
+    sock: Sock<M>,
+    open: Option<*mut ActiveOpen>,
+    generation_ns: u64,
+    new_state: u8,
+    time_ns: u64,
+    attach: Attach,
+) {
+    let slot =
+        Slot::<LeftSynSent>::reserve(time_ns, EventKind::LeftSynSent, attach, sock.key(), generation_ns);
+    let Some(mut slot) = slot else { return };
+    let event = slot.payload();
+    let mut bits = 0;
+    if let Some(open) = open {
+        // SAFETY: a live entry.
+        unsafe {
+            event.endpoints = (*open).endpoints;
+            event.owner = (*open).owner;
+            event.called_ns = (*open).called_ns;
+            event.syn_sent_ns = (*open).syn_sent_ns;
+            event.answered_ns = (*open).answered_ns;
+            event.last_retransmit_ns = (*open).last_retransmit_ns;
+            event.syn_retransmits = (*open).syn_retransmits;
+            event.answer_flags = (*open).answer_flags;
+            bits = (*open).flags & !ENDED;
+        }
+    }
+    if open.is_none() || new_state != TcpState::Closed as u8 {
+        sock.ends(&mut event.endpoints);
+    }
+    if let Some(error) = sock.error() {
+        event.sk_err = error;
+        bits |= flags::ERROR_KNOWN;
+    }
+    event.sk_err_soft = sock.soft_error().unwrap_or(0);
+    if new_state == TcpState::Established as u8 {
+        sock.negotiated(&mut event.negotiated);
+        if sock.fast_open_bits() & SYN_DATA_ACKED_BIT != 0 {
+            bits |= flags::SYN_DATA_ACKED;
+        }
+    }
+    event.flags = bits;
+    event.new_state = new_state;
+    slot.submit();
 }
 
 /// `Runtime::return_is_seen`: the return is a system call's, joined by thread.

@@ -21,7 +21,7 @@ use handshake_common::{
     tcp::TcpState,
 };
 
-use super::argument;
+use super::{active_open, argument};
 use crate::{
     emit::{count, now_ns, submit},
     filter,
@@ -36,13 +36,19 @@ use crate::{
 
 /// connect() on this socket is about to return `result` (0 or a negative errno).
 #[inline(always)]
-pub fn connect_returned(socket: u64, result: i32, attach: Attach) {
+pub fn connect_returned<M: Memory>(sock: Sock<M>, result: i32, attach: Attach) {
+    let socket = sock.key();
     let Some(open) = ACTIVE_OPENS.get_ptr_mut(socket) else { return };
     // SAFETY: a live entry; only this thread is in connect() on this socket.
     let (held, syn_sent_ns, generation_ns) =
         unsafe { ((*open).flags, (*open).syn_sent_ns, (*open).generation_ns) };
     let errno = result.unsigned_abs();
-    if held & ENDED != 0 {
+    // A connect() that waited and returned 0 is ESTABLISHED; the hook on the change of state was skipped.
+    let missed = held & ENDED == 0 && result == 0 && syn_sent_ns != 0;
+    if missed {
+        active_open::end_was_missed(sock, open, TcpState::Established as u8, attach);
+    }
+    if missed || held & ENDED != 0 {
         submit(EventKind::ConnectReturned, attach, socket, generation_ns, |event: &mut ConnectReturned| {
             event.errno = errno;
             event.flags = held & !ENDED;
@@ -148,7 +154,7 @@ pub fn hs_returned_fx(context: FExitContext) -> i32 {
     let Some(sock) = Direct::read::<*const u8>(socket, offset!(socket_sk)) else { return 0 };
     // inet_stream_connect has four arguments on every kernel, so the result is the fifth slot; the helper
     // that would fetch it by name is younger (5.17).
-    connect_returned(sock as u64, context.arg::<i32>(4), Attach::Fentry);
+    connect_returned(Sock::<Direct>::at(sock), context.arg::<i32>(4), Attach::Fentry);
     0
 }
 
@@ -179,7 +185,8 @@ pub fn hs_connect_exit(context: TracePointContext) -> u32 {
     let call = unsafe { *call };
     let _ = CONNECT_CALLS.remove(thread);
     if call.socket != 0 {
-        connect_returned(call.socket, result as i32, Attach::Tracepoint);
+        let sock = Sock::<Copied>::at(call.socket as *const u8);
+        connect_returned(sock, result as i32, Attach::Tracepoint);
     } else if result < 0 {
         failed_without_a_trace(&call, result.unsigned_abs() as u32);
     }

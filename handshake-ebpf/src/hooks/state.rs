@@ -19,14 +19,14 @@ use handshake_common::{
 
 use super::{active_open, argument, passive_open};
 use crate::{
-    emit::{count, now_ns, submit},
+    emit::{Slot, count, now_ns, submit},
     filter,
     kernel::{
         read::{Direct, Memory},
         sock::Sock,
         task,
     },
-    maps::{ACTIVE_OPENS, CONNECT_CALLS, QUEUED, REQUESTS, RUNTIME, new_queued},
+    maps::{ACTIVE_OPENS, CONNECT_CALLS, QUEUED, Queued, REQUESTS, RUNTIME, new_queued},
 };
 
 /// A socket goes from one state to another.
@@ -110,12 +110,8 @@ fn left_syn_received<M: Memory>(sock: Sock<M>, new: u8) {
     let now = now_ns();
     if let Some(queued) = QUEUED.get_ptr_mut(key) {
         // SAFETY: a live entry; the socket's lock is held.
-        let (generation_ns, accepted) = unsafe { ((*queued).generation_ns, (*queued).accepted) };
-        submit(EventKind::LeftSynReceived, Attach::Common, key, generation_ns, |event: &mut PassiveOpen| {
-            // SAFETY: a live entry.
-            *event = unsafe { (*queued).passive };
-            finish(sock, new, event);
-        });
+        let accepted = unsafe { (*queued).accepted };
+        child_left(sock, queued, new, 0);
         if accepted != 0 {
             let _ = QUEUED.remove(key);
         }
@@ -135,6 +131,25 @@ fn left_syn_received<M: Memory>(sock: Sock<M>, new: u8) {
         return;
     }
     child_without_probes(sock, new, now);
+}
+
+/// Reports that a queued child left SYN-RECEIVED; `time_ns` 0 is now. accept() calls it too, for a child whose
+/// change of state the kernel hid from us by skipping the program.
+#[inline(always)]
+pub fn child_left<M: Memory>(sock: Sock<M>, queued: *mut Queued, new: u8, time_ns: u64) {
+    // SAFETY: a live entry; the socket's lock is held.
+    let generation_ns = unsafe {
+        (*queued).left = 1;
+        (*queued).generation_ns
+    };
+    let kind = EventKind::LeftSynReceived;
+    let slot = Slot::<PassiveOpen>::reserve(time_ns, kind, Attach::Common, sock.key(), generation_ns);
+    let Some(mut slot) = slot else { return };
+    let event = slot.payload();
+    // SAFETY: a live entry.
+    *event = unsafe { (*queued).passive };
+    finish(sock, new, event);
+    slot.submit();
 }
 
 /// No probe saw this child: it is queued now, and its SYN may have been noted under its cookie.
@@ -166,6 +181,7 @@ fn child_without_probes<M: Memory>(sock: Sock<M>, new: u8, now: u64) {
         // SAFETY: the entry that was just made.
         unsafe {
             (*entry).generation_ns = now;
+            (*entry).left = 1;
             fill(&mut (*entry).passive);
         }
     }

@@ -32,9 +32,12 @@ use crate::source::ring_buffer::{RingBufferSource, monotonic_ns};
 
 const BTF_OF_THE_KERNEL: &str = "/sys/kernel/btf/vmlinux";
 /// Per CPU; rounded up to a power of two and bounded below.
-const RING_BYTES_PER_CPU: usize = 512 * 1024;
-const RING_BYTES_MIN: usize = 1 << 20;
+const RING_BYTES_PER_CPU: usize = 1 << 20;
+/// Holds what 400,000 events a second leave between two drains.
+const RING_BYTES_MIN: usize = 4 << 20;
 const RING_BYTES_MAX: usize = 32 << 20;
+/// The reader is woken before its timer when this part of the ring is full.
+const WAKE_AT_PART: u64 = 4;
 /// A mode in which this many hooks failed and none worked is not tried for the others.
 const FAILURES_THAT_CONDEMN_A_MODE: usize = 2;
 
@@ -118,6 +121,7 @@ fn load(
     let ring_bytes = ring_bytes(options.ring_bytes, cpus);
     let locked_down = u32::from(locked);
     let loaded_ns = monotonic_ns();
+    let wake_at_bytes = u64::from(ring_bytes) / WAKE_AT_PART;
     let log_level = log_messages::level();
     EbpfLoader::new()
         .btf(Some(btf))
@@ -125,6 +129,7 @@ fn load(
         .override_global("FILTER", &options.filter, true)
         .override_global("LOCKED_DOWN", &locked_down, true)
         .override_global("LOADED_NS", &loaded_ns, true)
+        .override_global("WAKE_AT_BYTES", &wake_at_bytes, true)
         // Absent when no log statement survived compilation.
         .override_global(aya_log::LEVEL, &log_level, false)
         .map_max_entries("EVENTS", ring_bytes)

@@ -1,6 +1,6 @@
 //! The kernel side's ring buffer as an event source on tokio.
 //!
-//! The kernel side wakes us by batch, so a timer drains what waits below its watermark. What a newcomer
+//! A timer drains the ring; the kernel side wakes us only when it is filling up faster than that. What a newcomer
 //! would get wrong: the clock is read **before** the ring is drained, and the tick is handed on after it: then
 //! everything that happened before the tick has been given.
 
