@@ -92,10 +92,41 @@ fn a_filter_by_process_keeps_its_active_and_its_passive_opens() {
     tracer.wait_for_end("client", port).expect_number("process.pid", u64::from(std::process::id()));
     tracer.wait_for_end("server", port);
     tracer.stop();
-    let tracer = Tracer::start(&["--pid", "1"]);
-    let hidden = connection(&netns, "hs-c", "hs-s");
-    let records = tracer.stop();
-    assert!(roles(&records, hidden).is_empty(), "{records:?}");
+    for another in [["--pid", "1"], ["--uid", "54321"]] {
+        let tracer = Tracer::start(&another);
+        let hidden = connection(&netns, "hs-c", "hs-s");
+        let records = tracer.stop();
+        assert!(roles(&records, hidden).is_empty(), "{another:?}: {records:?}");
+    }
+    let tracer = Tracer::start(&["--uid", "0", "--netns", netns.name()]);
+    let port = connection(&netns, "hs-c", "hs-s");
+    tracer.wait_for_end("client", port).expect_number("process.uid", 0);
+    tracer.wait_for_end("server", port).expect_number("process.uid", 0);
+    tracer.stop();
+}
+
+#[test]
+fn a_filter_by_family_keeps_that_family_and_takes_mapped_addresses_for_ipv4() {
+    if !is_fit("a_filter_by_family_keeps_that_family_and_takes_mapped_addresses_for_ipv4") {
+        return;
+    }
+    let netns = Netns::new("f");
+    let over = |listen: &str, connect: &str| {
+        netns.on_thread("hs-both", || {
+            let listener = TcpListener::bind(listen).expect("loopback is up");
+            let port = listener.local_addr().expect("it has an address").port();
+            let _stream = TcpStream::connect(format!("{connect}:{port}")).expect("it listens");
+            drop(listener.accept().expect("a child is queued"));
+            port
+        })
+    };
+    let v4 = || over("127.0.0.1:0", "127.0.0.1");
+    let v6 = || over("[::1]:0", "[::1]");
+    let mapped = || over("[::]:0", "[::ffff:127.0.0.1]");
+    both_ends(&["-4"], v6, v4, &["client", "server"]);
+    both_ends(&["-4"], v6, mapped, &["client", "server"]);
+    both_ends(&["-6"], v4, v6, &["client", "server"]);
+    both_ends(&["-6"], mapped, v6, &["client", "server"]);
 }
 
 #[test]
