@@ -14,7 +14,7 @@ pub enum Counter {
     Submitted = 0,
     /// Events lost because the ring buffer had no room.
     RingFull = 1,
-    /// Handshakes left out because a filter said so.
+    /// Acts left out because a filter said so: up to three of one handshake (request, child, accept()).
     Filtered = 2,
     /// Kernel fields that could not be read where they must be.
     ReadFailed = 3,

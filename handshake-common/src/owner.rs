@@ -18,7 +18,7 @@ pub struct Owner {
     pub pid: u32,
     /// Thread id (the kernel's pid).
     pub tid: u32,
-    /// Effective user id of the thread.
+    /// Real user id of the thread.
     pub uid: u32,
     /// 1 when the other fields were filled; everything else is meaningless at 0.
     pub known: u32,

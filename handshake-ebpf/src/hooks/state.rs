@@ -36,6 +36,8 @@ fn state_changes<M: Memory>(sock: Sock<M>, old: u8, new: u8) {
     const SYN_SENT: u8 = TcpState::SynSent as u8;
     const SYN_RECEIVED: u8 = TcpState::SynReceived as u8;
     const LISTEN: u8 = TcpState::Listen as u8;
+    const FIN_WAIT1: u8 = TcpState::FinWait1 as u8;
+    const LAST_ACK: u8 = TcpState::LastAck as u8;
     if old == SYN_SENT {
         if sock.is_tcp() {
             active_open::left_syn_sent(sock, new, Attach::Common);
@@ -54,6 +56,11 @@ fn state_changes<M: Memory>(sock: Sock<M>, old: u8, new: u8) {
         }
     } else if old == LISTEN && new == CLOSED && sock.is_tcp() {
         listener(sock, EventKind::ListenerClosed);
+    } else if new == FIN_WAIT1 || new == LAST_ACK {
+        // Only an accepted socket is closed by an owner. If the table still holds it, its accept() was not seen
+        // (MPTCP's master socket was returned, or the kernel skipped our program), and its destruction must not
+        // be told as "never accepted".
+        let _ = QUEUED.remove(sock.key());
     }
 }
 

@@ -165,7 +165,7 @@ pub const HOOKS: &[Hook] = &[
             kprobe(&[program("hs_segment_kp", Place::Kprobe("tcp_rcv_state_process"))]),
             tracepoint(&[SOCK_OPS], "SYNs answered by a cookie"),
         ],
-        without_it: "the time at which a SYN reached a listener is unknown, so server latency is absent",
+        without_it: "when a SYN reached a listener is unknown: server latency starts at the SYN-ACK, where that is known",
         required: false,
     },
     Hook {
@@ -175,7 +175,7 @@ pub const HOOKS: &[Hook] = &[
             kprobe(&[program("hs_request_kp", Place::Kprobe("inet_csk_reqsk_queue_hash_add"))]),
             tracepoint(&[SOCK_OPS], "the SYN-ACK's time: `phases.synack_ns` and `phases.ack_ns`"),
         ],
-        without_it: "server records lack latency and `phases.synack_ns`",
+        without_it: "server records lack `phases.synack_ns`, and their latency starts at the SYN-ACK, where that is known",
         required: false,
     },
     Hook {
@@ -212,7 +212,7 @@ pub const HOOKS: &[Hook] = &[
             fentry(&[program("hs_accept_fe", Place::Fentry("inet_csk_accept"))]),
             kprobe(&[program("hs_accept_kp", Place::Kprobe("inet_csk_accept"))]),
         ],
-        without_it: "when a thread began to wait in accept() is unknown",
+        without_it: "recordings lack when a thread began to wait in accept(); no record shows it yet",
         required: false,
     },
     Hook {
@@ -273,7 +273,7 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "reset_sent",
         ways: &[common(&[program("hs_rst_sent", Place::BtfTracepoint("tcp_send_reset"))])],
-        without_it: "resets that we sent are not evidence",
+        without_it: "recordings lack the resets that we sent; no record shows them yet",
         required: false,
     },
     Hook {

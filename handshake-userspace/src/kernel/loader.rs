@@ -317,7 +317,7 @@ impl<'a> Attacher<'a> {
 
     fn explain(&self, place: Place, error: &AttachProblem) -> String {
         let mut text = chain(error);
-        if self.locked && matches!(place, Place::Kprobe(_) | Place::SystemCall(_) | Place::SockOps) {
+        if self.locked && matches!(place, Place::Kprobe(_) | Place::SystemCall(_)) {
             text.push_str(" (lockdown=confidentiality forbids it)");
         }
         text

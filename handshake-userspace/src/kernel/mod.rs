@@ -84,11 +84,11 @@ pub(crate) struct Attached {
 /// One hook of the hook table on this kernel.
 #[derive(Clone, Debug)]
 pub struct HookStatus {
-    /// Its name, for instance `syn_received`.
+    /// Its name, for instance `syn_sent`.
     pub hook: &'static str,
     /// How it is attached; `None` when it is not.
     pub attached: Option<Attach>,
-    /// The kernel functions or tracepoints it is attached to, for instance `tcp_conn_request`.
+    /// The kernel functions or tracepoints it is attached to, for instance `tcp_connect`.
     pub symbols: Vec<&'static str>,
     /// What was tried and failed, one sentence each.
     pub tried: Vec<String>,

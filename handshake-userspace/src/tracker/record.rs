@@ -159,7 +159,8 @@ pub(super) fn of_child(child: Child, head: Head) -> Handshake {
         || defer_accept
         || fast_open
         || known.and_then(|open| open.syns_seen).is_some_and(|syns| syns > 1);
-    let counts_syn_acks = known.is_some() && !syn_cookie;
+    // A child of which neither SYN nor SYN-ACK was seen (tracepoint mode without sock_ops) has no count either.
+    let counts_syn_acks = known.is_some() && !syn_cookie && (syn_ns.is_some() || synack_ns.is_some());
     let late_start = syn_ns.is_none() && synack_ns.is_some();
     let syn_not_seen = known.is_some_and(|open| open.syn_not_seen);
 

@@ -12,8 +12,10 @@ use std::{
     time::Duration,
 };
 
+use socket2::{Domain, Protocol, Socket, Type};
+
 use super::{
-    environment::{has_probes, is_fit},
+    environment::{has_probes, is_fit, skip},
     netns::{Netns, Pair, SERVER_V4},
     peer::Server,
     tracer::Tracer,
@@ -110,6 +112,36 @@ fn a_rst_in_the_accept_queue_does_not_undo_the_handshake() {
         .expect_text("remote.address", super::netns::CLIENT_V4)
         .expect_number("process.pid", server.pid());
     tracer.stop();
+}
+
+#[test]
+fn an_accepted_mptcp_connection_is_not_told_as_never_accepted() {
+    const NAME: &str = "an_accepted_mptcp_connection_is_not_told_as_never_accepted";
+    const MPTCP: i32 = 262;
+    if !is_fit(NAME) {
+        return;
+    }
+    let netns = Netns::new("m");
+    let socket = || {
+        netns.on_thread("hs-mptcp", || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(MPTCP))))
+    };
+    let (Ok(listener), Ok(client)) = (socket(), socket()) else {
+        skip(NAME, "this kernel has no MPTCP");
+        return;
+    };
+    let tracer = Tracer::start(&[]);
+    let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+    listener.bind(&any.into()).expect("loopback is up");
+    listener.listen(8).expect("it can listen");
+    let to = listener.local_addr().expect("it is bound");
+    let port = to.as_socket().expect("it is IPv4").port();
+    client.connect(&to).expect("it listens");
+    drop(listener.accept().expect("a child is queued"));
+    drop(client);
+    // accept() returned MPTCP's master socket, whose subflow is the child: that it was taken is not seen.
+    tracer.wait_for_end("server", port).expect_text("outcome", "established");
+    let records = tracer.stop();
+    assert!(!records.iter().any(|record| record.text("outcome") == Some("never_accepted")), "{records:?}");
 }
 
 #[test]
