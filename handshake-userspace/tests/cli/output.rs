@@ -4,7 +4,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -127,4 +127,49 @@ fn an_interrupt_during_a_replay_ends_with_the_summary() {
     let output = child.wait_with_output().expect("it ended");
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("seen "), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_hang_up_reopens_the_file_where_there_is_no_terminal() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let (fifo, file) = (folder.path().join("endless.rec"), folder.path().join("out.jsonl"));
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::from_raw_mode(0o600)).expect("a FIFO");
+    let path = |path: &std::path::Path| path.to_str().expect("the path is text").to_owned();
+    let mut command = handshake(&["replay", &path(&fifo), "-q", "-o", &path(&file)]);
+    // SAFETY: between fork and exec one system call is made, which allocates nothing.
+    unsafe {
+        command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(std::io::Error::from));
+    }
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it can be started");
+    let mut writer = std::fs::OpenOptions::new().write(true).open(&fifo).expect("it is being read");
+    let bytes = many_times();
+    let has_lines = || file.metadata().is_ok_and(|file| file.len() > 0);
+    let mut chunks = bytes.chunks(50_000);
+    write_until(&mut writer, &mut chunks, has_lines);
+    let rotated = folder.path().join("out.jsonl.1");
+    std::fs::rename(&file, &rotated).expect("it can be renamed");
+    kill_process(Pid::from_child(&child), Signal::HUP).expect("it runs");
+    write_until(&mut writer, &mut chunks, has_lines);
+    drop(writer);
+    child.wait().expect("it ends with its input");
+    for file in [rotated, file] {
+        let text = std::fs::read_to_string(file).expect("it can be read");
+        assert!(text.ends_with('\n') && text.lines().all(|line| line.starts_with("{\"schema\":1")));
+    }
+}
+
+/// Feeds a reader until something holds.
+fn write_until<'a>(
+    writer: &mut std::fs::File,
+    chunks: &mut impl Iterator<Item = &'a [u8]>,
+    holds: impl Fn() -> bool,
+) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain for the file");
+        match chunks.next() {
+            Some(chunk) => writer.write_all(chunk).expect("it is being read"),
+            None => std::thread::yield_now(),
+        }
+    }
 }
