@@ -4,7 +4,11 @@
 //! by whether there is a terminal. What a newcomer would get wrong: under `nohup` SIGHUP is ignored when we
 //! start, and must stay so; installing a handler would undo what the user asked for.
 
-use std::{fs::File, future, io};
+use std::{
+    fs::File,
+    future, io,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -13,6 +17,10 @@ use tokio::{
 
 /// Exit code of a process that SIGINT ended, as shells count it.
 const INTERRUPTED: i32 = 130;
+
+/// Two signals within this time are one wish: timeout(1) sends SIGINT to its child and again to its group, and a
+/// summary must not be lost to that. Nobody presses Ctrl-C twice as fast.
+const SAME_PRESS: Duration = Duration::from_millis(150);
 
 /// Installs the handlers. Gives what ends the pipeline, and what reopens its files; `has_file` says whether
 /// there is any file to reopen. Call it in the runtime.
@@ -26,11 +34,14 @@ pub fn install(has_file: bool) -> io::Result<(impl Future<Output = ()> + Send, m
     let (reopen, reopened) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut stop = Some(stop);
+        let mut interrupted: Option<Instant> = None;
         loop {
             tokio::select! {
                 _ = interrupt.recv() => {
-                    if stop.is_none() {
-                        std::process::exit(INTERRUPTED);
+                    match interrupted {
+                        Some(first) if first.elapsed() >= SAME_PRESS => std::process::exit(INTERRUPTED),
+                        Some(_) => {}
+                        None => interrupted = Some(Instant::now()),
                     }
                     send_stop(&mut stop);
                 }
