@@ -20,6 +20,7 @@ use super::{
     peer::Server,
     tracer::Tracer,
     traffic::{reset, until},
+    watch::Watch,
 };
 
 #[test]
@@ -28,14 +29,14 @@ fn an_accept_two_hundred_milliseconds_late_is_in_the_accept_phase_only() {
         return;
     }
     let pair = Pair::new();
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let mut server = Server::start(&pair.server, "0.0.0.0:0");
     let to: SocketAddr = format!("{SERVER_V4}:{}", server.port).parse().expect("an address");
     let _stream = pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
     // The lateness is the scenario.
     std::thread::sleep(Duration::from_millis(200));
     server.accept();
-    let record = tracer.wait_for_end("server", server.port);
+    let record = watch.wait_for_end("server", server.port);
     record
         .expect_text("outcome", "established")
         .expect_within("phases.accept_ns", 190..=600)
@@ -44,7 +45,7 @@ fn an_accept_two_hundred_milliseconds_late_is_in_the_accept_phase_only() {
     if has_probes() {
         record.expect_number("accept_queue.length", 1).expect_present("accept_queue.limit");
     }
-    tracer.stop();
+    watch.end();
 }
 
 #[test]
@@ -53,22 +54,22 @@ fn an_accept_after_more_than_a_second_has_a_record_of_its_own() {
         return;
     }
     let pair = Pair::new();
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let mut server = Server::start(&pair.server, "0.0.0.0:0");
     let to: SocketAddr = format!("{SERVER_V4}:{}", server.port).parse().expect("an address");
     let _stream = pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
-    let first = tracer.wait_for_end("server", server.port);
+    let first = watch.wait_for_end("server", server.port);
     first.expect_text("outcome", "established").expect_absent("phases.accept_ns");
     server.accept();
     let key = first.text("key").expect("every record has a key").to_owned();
-    tracer
+    watch
         .wait_for("the accept record", |record| {
             record.text("kind") == Some("accept") && record.text("key") == Some(&key)
         })
         .expect_text("outcome", "accepted")
         .expect_within("wait_ns", 1_000..=30_000)
         .expect_number("process.pid", server.pid());
-    tracer.stop();
+    watch.end();
 }
 
 #[test]
@@ -77,7 +78,7 @@ fn a_child_of_a_listener_that_closes_was_never_accepted() {
         return;
     }
     let pair = Pair::new();
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let mut server = Server::start(&pair.server, "0.0.0.0:0");
     let to: SocketAddr = format!("{SERVER_V4}:{}", server.port).parse().expect("an address");
     let stream = pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
@@ -86,12 +87,12 @@ fn a_child_of_a_listener_that_closes_was_never_accepted() {
         super::traffic::wait_for_state(stream.local_addr().expect("it is bound").port(), 1);
     });
     server.close();
-    tracer
+    watch
         .wait_for_end("server", server.port)
         .expect_text("outcome", "never_accepted")
         .expect_text("evidence.kind", "child_destroyed")
         .expect_absent("phases.accept_ns");
-    tracer.stop();
+    watch.end();
 }
 
 #[test]
@@ -100,18 +101,18 @@ fn a_rst_in_the_accept_queue_does_not_undo_the_handshake() {
         return;
     }
     let pair = Pair::new();
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let mut server = Server::start(&pair.server, "0.0.0.0:0");
     let to: SocketAddr = format!("{SERVER_V4}:{}", server.port).parse().expect("an address");
     pair.client.on_thread("hs-client", || reset(TcpStream::connect(to).expect("it listens")));
     server.accept();
-    tracer
+    watch
         .wait_for_end("server", server.port)
         .expect_text("outcome", "established")
         .expect_flag("reset_in_queue")
         .expect_text("remote.address", super::netns::CLIENT_V4)
         .expect_number("process.pid", server.pid());
-    tracer.stop();
+    watch.end();
 }
 
 #[test]
@@ -129,7 +130,7 @@ fn an_accepted_mptcp_connection_is_not_told_as_never_accepted() {
         skip(NAME, "this kernel has no MPTCP");
         return;
     };
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
     listener.bind(&any.into()).expect("loopback is up");
     listener.listen(8).expect("it can listen");
@@ -139,8 +140,8 @@ fn an_accepted_mptcp_connection_is_not_told_as_never_accepted() {
     drop(listener.accept().expect("a child is queued"));
     drop(client);
     // accept() returned MPTCP's master socket, whose subflow is the child: that it was taken is not seen.
-    tracer.wait_for_end("server", port).expect_text("outcome", "established");
-    let records = tracer.stop();
+    watch.wait_for_end("server", port).expect_text("outcome", "established");
+    let records = watch.end();
     assert!(!records.iter().any(|record| record.text("outcome") == Some("never_accepted")), "{records:?}");
 }
 

@@ -10,8 +10,8 @@ use super::{
     netns::{Netns, Pair, SERVER_V4, SERVER_V6},
     peer::Server,
     record::Record,
-    tracer::Tracer,
     traffic::{SYN_SENT, connect_without_waiting, finish, wait_for_state},
+    watch::Watch,
 };
 
 /// An address in the pair's network that nobody has.
@@ -24,7 +24,7 @@ const TRIES: usize = 6;
 fn delayed_connection(listen: &str, connect: &str) {
     let pair = Pair::new();
     pair.delay_each_way(20);
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let mut server = Server::start(&pair.server, listen);
     let to: SocketAddr = format!("{connect}:{}", server.port).parse().expect("an address");
     let undisturbed = (0..TRIES).any(|_| {
@@ -32,18 +32,18 @@ fn delayed_connection(listen: &str, connect: &str) {
         let stream =
             pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("the server listens"));
         let port = u64::from(stream.local_addr().expect("it is bound").port());
-        let client = tracer.wait_for("the client's record", |record| {
+        let client = watch.wait_for("the client's record", |record| {
             record.is("client", to.port()) && record.number("local.port") == Some(port)
         });
-        let accepted = tracer.wait_for("the server's record", |record| {
+        let accepted = watch.wait_for("the server's record", |record| {
             record.is("server", to.port()) && record.number("remote.port") == Some(port)
         });
         both_ends_agree(&pair, &server, &client, &accepted);
         let short = |record: &Record| record.number("latency_ns").is_some_and(|ns| ns <= 75_000_000);
         short(&client) && short(&accepted)
     });
-    assert!(undisturbed, "none of {TRIES} connections took 40 ms: {:?}", tracer.records());
-    tracer.stop();
+    assert!(undisturbed, "none of {TRIES} connections took 40 ms: {:?}", watch.records());
+    watch.end();
 }
 
 fn both_ends_agree(pair: &Pair, server: &Server, client: &Record, accepted: &Record) {
@@ -99,18 +99,18 @@ fn a_mapped_address_is_shown_as_ipv4_at_both_ends() {
         return;
     }
     let pair = Pair::new();
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let mut server = Server::start(&pair.server, "[::]:0");
     server.accept();
     let mapped: std::net::Ipv4Addr = SERVER_V4.parse().expect("an address");
     let to = SocketAddr::from((mapped.to_ipv6_mapped(), server.port));
     let _stream = pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
     for role in ["client", "server"] {
-        let record = tracer.wait_for_end(role, server.port);
+        let record = watch.wait_for_end(role, server.port);
         let address = if role == "client" { "remote.address" } else { "local.address" };
         record.expect_text("outcome", "established").expect_text(address, SERVER_V4).expect_flag("v4_mapped");
     }
-    let records = tracer.stop();
+    let records = watch.end();
     assert_eq!(
         records.iter().filter(|record| record.is("client", server.port)).count(),
         1,
@@ -125,14 +125,14 @@ fn a_loopback_connection_has_both_ends_and_every_phase() {
     }
     for listen in ["127.0.0.1:0", "[::1]:0"] {
         let netns = Netns::new("l");
-        let tracer = Tracer::start(&[]);
+        let watch = Watch::begin();
         let (port, accepted) = netns.on_thread("hs-both", || {
             let listener = TcpListener::bind(listen).expect("loopback is up");
             let to = listener.local_addr().expect("it has an address");
             let client = TcpStream::connect(to).expect("it listens");
             (to.port(), (client, listener.accept().expect("a child is queued")))
         });
-        let client = tracer.wait_for_end("client", port);
+        let client = watch.wait_for_end("client", port);
         client
             .expect_text("outcome", "established")
             .expect_present("latency_ns")
@@ -140,7 +140,7 @@ fn a_loopback_connection_has_both_ends_and_every_phase() {
             .expect_present("phases.wake_ns")
             .expect_text("process.comm", "hs-both")
             .expect_number("netns", netns.inode());
-        let server = tracer.wait_for_end("server", port);
+        let server = watch.wait_for_end("server", port);
         server
             .expect_text("outcome", "established")
             .expect_present("latency_ns")
@@ -151,7 +151,7 @@ fn a_loopback_connection_has_both_ends_and_every_phase() {
             server.expect_present("phases.synack_ns").expect_number("retransmits.syn_seen", 1);
         }
         drop(accepted);
-        tracer.stop();
+        watch.end();
     }
 }
 
@@ -163,7 +163,7 @@ fn a_connect_that_does_not_wait_is_established_and_marked() {
     let pair = Pair::new();
     // The SYN-ACK comes after connect() returned only if it is held up; on loopback it would not be.
     pair.server_reaches_client(false);
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let mut server = Server::start(&pair.server, "0.0.0.0:0");
     server.accept();
     let to: SocketAddr = format!("{SERVER_V4}:{}", server.port).parse().expect("an address");
@@ -173,12 +173,12 @@ fn a_connect_that_does_not_wait_is_established_and_marked() {
         finish(&socket).expect("the server listens");
         socket
     });
-    tracer
+    watch
         .wait_for_end("client", server.port)
         .expect_text("outcome", "established")
         .expect_flag("non_blocking")
         .expect_absent("phases.wake_ns");
-    tracer.stop();
+    watch.end();
 }
 
 #[test]
@@ -187,11 +187,11 @@ fn a_closed_port_refuses_by_rst() {
         return;
     }
     let pair = Pair::new();
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     for to in [format!("{SERVER_V4}:82"), format!("[{SERVER_V6}]:83"), "127.0.0.1:84".to_owned()] {
         let to: SocketAddr = to.parse().expect("an address");
         pair.client.on_thread("hs-client", || TcpStream::connect(to).expect_err("nobody listens"));
-        tracer
+        watch
             .wait_for_end("client", to.port())
             .expect_text("outcome", "refused")
             .expect_text("evidence.kind", "reset_received")
@@ -201,7 +201,7 @@ fn a_closed_port_refuses_by_rst() {
             .expect_absent("latency_ns")
             .expect_absent("id");
     }
-    let records = tracer.stop();
+    let records = watch.end();
     assert!(!records.iter().any(|record| record.text("role") == Some("server") && is_of(record, &pair)));
 }
 
@@ -217,10 +217,10 @@ fn unanswered_syns_time_out() {
     let pair = Pair::new();
     nobody_answers(&pair);
     pair.client.set("ipv4/tcp_syn_retries", "1");
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let to: SocketAddr = NOBODY.parse().expect("an address");
     pair.client.on_thread("hs-client", || TcpStream::connect(to).expect_err("nobody answers"));
-    let record = tracer.wait_for_end("client", to.port());
+    let record = watch.wait_for_end("client", to.port());
     record
         .expect_text("outcome", "timed_out")
         .expect_text("evidence.kind", "retransmit_timeout")
@@ -231,7 +231,7 @@ fn unanswered_syns_time_out() {
     let again = record.number("retransmits.syn").expect("SYNs are counted");
     assert!((1..=2).contains(&again), "{record}");
     record.expect_number("evidence.syns", again + 1).expect_within("retransmits.waited_ns", 900..=4_000);
-    tracer.stop();
+    watch.end();
 }
 
 fn nobody_answers(pair: &Pair) {
@@ -245,19 +245,19 @@ fn a_socket_closed_in_syn_sent_is_cancelled() {
     }
     let pair = Pair::new();
     nobody_answers(&pair);
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let to: SocketAddr = NOBODY.parse().expect("an address");
     pair.client.on_thread("hs-client", || {
         let socket = connect_without_waiting(to);
         wait_for_state(to.port(), SYN_SENT);
         drop(socket);
     });
-    tracer
+    watch
         .wait_for_end("client", to.port())
         .expect_text("outcome", "cancelled")
         .expect_text("evidence.kind", "closed_in_syn_sent")
         .expect_text("process.comm", "hs-client");
-    tracer.stop();
+    watch.end();
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn a_route_that_forbids_is_told_apart_from_one_that_is_missing() {
     let netns = Netns::new("r");
     netns.ip("route add unreachable 198.51.100.0/25");
     netns.ip("route add prohibit 198.51.100.128/25");
-    let tracer = Tracer::start(&["--netns", netns.name()]);
+    let watch = Watch::begin();
     if is_locked_down() {
         skip(NAME, "under lockdown the sockaddr of a connect() that fails at once can't be read, so no port");
         return;
@@ -282,7 +282,7 @@ fn a_route_that_forbids_is_told_apart_from_one_that_is_missing() {
     for (to, outcome, errno) in cases {
         let to: SocketAddr = to.parse().expect("an address");
         netns.on_thread("hs-client", || TcpStream::connect(to).expect_err("there is no way"));
-        tracer
+        watch
             .wait_for_end("client", to.port())
             .expect_text("outcome", outcome)
             .expect_text("evidence.kind", "connect_returned")
@@ -292,7 +292,7 @@ fn a_route_that_forbids_is_told_apart_from_one_that_is_missing() {
             .expect_absent("latency_ns")
             .expect_absent("phases.wire_ns");
     }
-    tracer.stop();
+    watch.end();
 }
 
 #[test]
@@ -301,16 +301,16 @@ fn a_connect_that_fails_at_once_is_told_under_lockdown_too() {
         return;
     }
     let netns = Netns::new("r");
-    let tracer = Tracer::start(&["--netns", netns.name()]);
+    let watch = Watch::begin();
     let to = SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9), 94));
     netns.on_thread("hs-client", || TcpStream::connect(to).expect_err("there is no way"));
-    tracer
+    watch
         .wait_for("the failed connect()", |record| {
             record.text("kind") == Some("handshake") && record.number("netns") == Some(netns.inode())
         })
         .expect_text("outcome", "net_unreachable")
         .expect_text("evidence.errno", "ENETUNREACH");
-    tracer.stop();
+    watch.end();
 }
 
 #[test]
@@ -320,7 +320,7 @@ fn no_free_port_is_a_local_error_and_no_refusal() {
     }
     let netns = Netns::new("p");
     netns.set("ipv4/ip_local_port_range", "40000 40000");
-    let tracer = Tracer::start(&["--netns", netns.name()]);
+    let watch = Watch::begin();
     let port = netns.on_thread("hs-client", || {
         let listener = TcpListener::bind("127.0.0.1:7000").expect("loopback is up");
         let to = listener.local_addr().expect("it has an address");
@@ -329,7 +329,7 @@ fn no_free_port_is_a_local_error_and_no_refusal() {
         assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::ADDRNOTAVAIL.raw_os_error()));
         to.port()
     });
-    tracer
+    watch
         .wait_for("the connect() without a port", |record| {
             record.text("outcome") == Some("local_error") && record.number("netns") == Some(netns.inode())
         })
@@ -337,7 +337,7 @@ fn no_free_port_is_a_local_error_and_no_refusal() {
         .expect_number("remote.port", u64::from(port))
         .expect_absent("latency_ns")
         .expect_absent("retransmits.syn");
-    let records = tracer.stop();
+    let records = watch.end();
     let outcomes: Vec<_> = records.iter().filter(|record| record.is("client", port)).collect();
     assert_eq!(outcomes.len(), 2, "one record for each connect(): {outcomes:?}");
 }

@@ -10,8 +10,8 @@ use super::{
     environment::{has_probes, is_fit},
     netns::{Pair, SERVER_V4},
     peer::Server,
-    tracer::Tracer,
     traffic::{ESTABLISHED, SYN_SENT, connect_without_waiting, finish, wait_for_state},
+    watch::Watch,
 };
 
 #[test]
@@ -20,7 +20,7 @@ fn a_lost_syn_is_one_second_of_waiting_and_no_round_trip() {
         return;
     }
     let pair = Pair::new();
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let mut server = Server::start(&pair.server, "0.0.0.0:0");
     server.accept();
     let to: SocketAddr = format!("{SERVER_V4}:{}", server.port).parse().expect("an address");
@@ -32,20 +32,20 @@ fn a_lost_syn_is_one_second_of_waiting_and_no_round_trip() {
         finish(&socket).expect("the second SYN arrives");
         socket
     });
-    let client = tracer.wait_for_end("client", server.port);
+    let client = watch.wait_for_end("client", server.port);
     client
         .expect_text("outcome", "established")
         .expect_number("retransmits.syn", 1)
         .expect_within("retransmits.waited_ns", 950..=1_400)
         .expect_within("latency_ns", 950..=1_600)
         .expect_absent("rtt_ns");
-    let accepted = tracer.wait_for_end("server", server.port);
+    let accepted = watch.wait_for_end("server", server.port);
     accepted.expect_text("outcome", "established").expect_number("retransmits.syn_ack", 0);
     accepted.expect_within("latency_ns", 0..=300);
     if has_probes() {
         accepted.expect_number("retransmits.syn_seen", 1);
     }
-    tracer.stop();
+    watch.end();
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn a_lost_syn_ack_is_sent_again_and_counted_by_the_server() {
         return;
     }
     let pair = Pair::new();
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let mut server = Server::start(&pair.server, "0.0.0.0:0");
     server.accept();
     let to: SocketAddr = format!("{SERVER_V4}:{}", server.port).parse().expect("an address");
@@ -66,7 +66,7 @@ fn a_lost_syn_ack_is_sent_again_and_counted_by_the_server() {
         finish(&socket).expect("the second SYN-ACK arrives");
         socket
     });
-    let accepted = tracer.wait_for_end("server", server.port);
+    let accepted = watch.wait_for_end("server", server.port);
     accepted
         .expect_text("outcome", "established")
         .expect_within("latency_ns", 900..=1_700)
@@ -75,8 +75,8 @@ fn a_lost_syn_ack_is_sent_again_and_counted_by_the_server() {
         accepted.expect_within("retransmits.waited_ns", 900..=1_500);
     }
     assert!(accepted.number("retransmits.syn_ack").is_some_and(|count| count >= 1), "{accepted}");
-    tracer.wait_for_end("client", server.port).expect_text("outcome", "established");
-    tracer.stop();
+    watch.wait_for_end("client", server.port).expect_text("outcome", "established");
+    watch.end();
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn a_lost_final_ack_makes_the_ends_disagree_about_the_latency() {
         return;
     }
     let pair = Pair::new();
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let mut server = Server::start(&pair.server, "0.0.0.0:0");
     server.accept();
     let to: SocketAddr = format!("{SERVER_V4}:{}", server.port).parse().expect("an address");
@@ -101,12 +101,12 @@ fn a_lost_final_ack_makes_the_ends_disagree_about_the_latency() {
         pair.client_reaches_server(true);
         socket
     });
-    let client = tracer.wait_for_end("client", server.port);
-    let accepted = tracer.wait_for_end("server", server.port);
+    let client = watch.wait_for_end("client", server.port);
+    let accepted = watch.wait_for_end("server", server.port);
     client.expect_text("outcome", "established");
     accepted.expect_text("outcome", "established").expect_number("process.pid", server.pid());
     let (ours, theirs) = (client.number("latency_ns"), accepted.number("latency_ns"));
     assert!(theirs > ours, "the server waited for another ACK: {client}\n{accepted}");
     assert!(accepted.number("retransmits.syn_ack").is_some_and(|count| count >= 2), "{accepted}");
-    tracer.stop();
+    watch.end();
 }

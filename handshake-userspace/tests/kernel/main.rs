@@ -20,3 +20,4 @@ mod record;
 mod throughput;
 mod tracer;
 mod traffic;
+mod watch;

@@ -11,6 +11,7 @@ use super::{
     peer::Server,
     tracer::Tracer,
     traffic::{SYN_RECEIVED, SYN_SENT, connect_without_waiting, finish, until, wait_for_state},
+    watch::Watch,
 };
 
 /// A listener, and a client whose SYN arrived while nothing comes back.
@@ -46,13 +47,13 @@ fn unanswered_syn_acks_time_out() {
     }
     let pair = Pair::new();
     pair.server.set("ipv4/tcp_synack_retries", "1");
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let (server, socket) = half_open(&pair);
     // The client must not keep the request alive with further SYNs.
     drop(socket);
     pair.client_reaches_server(false);
     if has_probes() {
-        tracer
+        watch
             .wait_for_end("server", server.port)
             .expect_text("outcome", "timed_out")
             .expect_text("evidence.kind", "syn_ack_timeout")
@@ -69,7 +70,7 @@ fn unanswered_syn_acks_time_out() {
             });
         });
     }
-    let records = tracer.stop();
+    let records = watch.end();
     let servers = records.iter().filter(|record| record.is("server", server.port)).count();
     assert_eq!(servers, usize::from(has_probes()), "{records:?}");
 }
@@ -80,20 +81,20 @@ fn a_client_that_is_gone_resets_the_half_open_request() {
         return;
     }
     let pair = Pair::new();
-    let tracer = Tracer::start(&[]);
+    let watch = Watch::begin();
     let (server, socket) = half_open(&pair);
     drop(socket);
     // The next SYN-ACK finds no socket and is answered by a RST.
     pair.server_reaches_client(true);
-    tracer.wait_for_end("client", server.port).expect_text("outcome", "cancelled");
+    watch.wait_for_end("client", server.port).expect_text("outcome", "cancelled");
     if has_probes() {
-        tracer
+        watch
             .wait_for_end("server", server.port)
             .expect_text("outcome", "reset")
             .expect_text("evidence.kind", "reset_received")
             .expect_absent("latency_ns");
     }
-    tracer.stop();
+    watch.end();
 }
 
 #[test]
