@@ -68,7 +68,7 @@ impl Build {
         })
     }
 
-    /// Returns what the object was built with, for `--version` and `doctor`.
+    /// Returns what the object was built with, for `doctor`.
     fn run(&self) -> Result<String, String> {
         self.say_when_to_run_again();
         match toolchain::choose(&Facts::of_this_machine(&self.target)) {

@@ -70,8 +70,8 @@ pub struct Runtime {
     /// Bit 0: a probe on connect() fills `ACTIVE_OPENS`. Bit 1: sock_ops or a probe reports the SYN, so that
     /// CLOSED->SYN-SENT need not stand in for it.
     pub syn_sent_is_seen: u32,
-    /// Keeps the layout free of padding.
-    pub reserved: u32,
+    /// Not 0: sock_ops notes the SYN of every passive open.
+    pub syn_is_noted: u32,
 }
 
 /// See [`ACTIVE_OPENS`].

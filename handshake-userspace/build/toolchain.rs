@@ -107,6 +107,8 @@ pub struct Facts {
     pub compilers: Vec<Compiler>,
     /// The first bpf-linker found.
     pub linker: Option<PathBuf>,
+    /// What a HANDSHAKE_BPF_ variable names and can't be used.
+    pub environment_fault: Option<String>,
 }
 
 /// What the build does about the BPF object.
@@ -130,6 +132,9 @@ pub enum Choice {
 
 /// Chooses; the first compiler without a fault wins.
 pub fn choose(facts: &Facts) -> Choice {
+    if let Some(fault) = &facts.environment_fault {
+        return Choice::Nothing { why: fault.clone() };
+    }
     if let Some(object) = &facts.object {
         return Choice::Prebuilt(object.clone());
     }
@@ -149,13 +154,41 @@ pub fn choose(facts: &Facts) -> Choice {
 impl Facts {
     /// Asks this machine; `target` is the workspace's target folder.
     pub fn of_this_machine(target: &Path) -> Self {
+        let (object, compilers) = (variable("HANDSHAKE_BPF_OBJECT"), compilers());
         Self {
-            object: variable("HANDSHAKE_BPF_OBJECT"),
+            environment_fault: fault_of_environment(object.as_deref(), &compilers),
+            object,
             skip: env::var_os("HANDSHAKE_BPF_SKIP").is_some_and(|value| value == "1"),
-            compilers: compilers(),
+            compilers,
             linker: linker(target),
         }
     }
+}
+
+/// What the environment names and is not there, or does not fit. Going on with something else would hide a
+/// mistyped path.
+fn fault_of_environment(object: Option<&Path>, compilers: &[Compiler]) -> Option<String> {
+    let not_there = |name: &str, path: &Path| {
+        (!path.is_file()).then(|| format!("{name} names {}, which is no file", path.display()))
+    };
+    if let Some(object) = object {
+        return not_there("HANDSHAKE_BPF_OBJECT", object);
+    }
+    let (rustc, cargo) = (variable("HANDSHAKE_BPF_RUSTC"), variable("HANDSHAKE_BPF_CARGO"));
+    if rustc.is_some() != cargo.is_some() {
+        return Some(
+            "HANDSHAKE_BPF_RUSTC and HANDSHAKE_BPF_CARGO belong together; only one is set".to_owned(),
+        );
+    }
+    let named = [
+        ("HANDSHAKE_BPF_RUSTC", rustc),
+        ("HANDSHAKE_BPF_CARGO", cargo),
+        ("HANDSHAKE_BPF_LINKER", variable("HANDSHAKE_BPF_LINKER")),
+    ];
+    named
+        .iter()
+        .find_map(|(name, path)| not_there(name, path.as_deref()?))
+        .or_else(|| compilers.iter().find(|compiler| compiler.name == "HANDSHAKE_BPF_RUSTC")?.fault())
 }
 
 fn variable(name: &str) -> Option<PathBuf> {

@@ -138,6 +138,7 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         queued_ns: Some(began_ns + 22_000),
         waiting_since_ns: None,
         reset_ns: None,
+        before_established: false,
     };
     // Sockets are used again, as the kernel's allocator does it.
     let socket = |base: u64| SocketKey {

@@ -100,7 +100,7 @@ fn full_accept_queue() -> Result<()> {
     let server = listener.local_addr()?;
     // A second listen() shortens the queue; zero still lets one connection in.
     rustix::net::listen(&listener, 0)?;
-    connect(server, "established, and never accepted: it fills the queue of its listener");
+    connect(server, "established; a row of its own says later that nobody accepted it");
     let begun = Instant::now();
     let answer = TcpStream::connect_timeout(&server, CANCEL_AFTER);
     print_line(

@@ -48,7 +48,7 @@ pub fn connections() -> Result<()> {
     let latency = if delayed { "established after 40 ms: 20 ms each way" } else { "established" };
     connect(&client, SERVER, latency)?;
     connect(&client, CLOSED, "refused, by a RST from the other end")?;
-    connect(&client, SILENT, "timed_out after one retransmitted SYN: nobody answers")?;
+    connect(&client, SILENT, "timed_out after retransmitting its SYN: nobody answers")?;
     drop(listener);
     Ok(())
 }

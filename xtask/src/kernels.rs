@@ -40,6 +40,11 @@ pub struct Arguments {
 pub struct Selection(pub Vec<&'static str>);
 
 impl Selection {
+    /// Whether no VM is wanted.
+    pub fn is_none(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Every kernel that we claim.
     pub fn all() -> Self {
         Self(SUITES.iter().map(|(name, _)| *name).collect())

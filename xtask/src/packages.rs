@@ -26,8 +26,9 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
     if !command::is_root() && command::find("sudo").is_none() {
         return Err(first);
     }
-    update()?;
-    apt_get(&arguments, "installing packages").with_context(|| {
+    // One source of several that fails need not be the one that is needed, so its failure is told and not final.
+    let stale = update().err();
+    apt_get(&arguments, "installing packages").map_err(|error| stale.unwrap_or(error)).with_context(|| {
         format!(
             "cannot install {} {why}; this needs the network once. When it is there, try again, or install them by \
              hand",
@@ -40,7 +41,7 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
 pub fn update() -> Result<()> {
     eprintln!("xtask: refreshing apt's package lists");
     apt_get(&["update", "--quiet", "--error-on=any"], "refreshing package lists")
-        .context("no fresh package lists; this needs the network once")
+        .context("no fresh package lists")
 }
 
 /// The version that apt would install.

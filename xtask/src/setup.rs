@@ -43,7 +43,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         Choice::Nothing { why } => bail!("set-up ended without a way to build the kernel programs: {why}"),
     }
     if arguments.tests {
-        for_tests()?;
+        for_tests(&arguments.kernels)?;
         for kernel in kernels::ensure(&arguments.kernels)? {
             println!("kernel {}: {}", kernel.name, kernel.folder.display());
         }
@@ -55,6 +55,9 @@ pub fn main(arguments: &Arguments) -> Result<()> {
 pub fn for_build() -> Result<()> {
     let target = workspace::target();
     let facts = Facts::of_this_machine(&target);
+    if let Some(fault) = &facts.environment_fault {
+        bail!("{fault}");
+    }
     if facts.object.is_some() {
         return Ok(());
     }
@@ -103,28 +106,37 @@ struct Tool {
     package: &'static str,
     why: &'static str,
     optional: bool,
+    /// Without a VM it has nothing to do.
+    for_vms: bool,
 }
 
 const fn tool(program: &'static str, package: &'static str, why: &'static str) -> Tool {
-    Tool { program, package, why, optional: false }
+    Tool { program, package, why, optional: false, for_vms: false }
+}
+
+const fn vm_tool(program: &'static str, package: &'static str, why: &'static str) -> Tool {
+    Tool { for_vms: true, ..tool(program, package, why) }
 }
 
 const TOOLS: [Tool; 10] = [
     tool("ip", "iproute2", "makes the network namespaces of the tests"),
     tool("tc", "iproute2", "delays and loses packets"),
-    tool("qemu-system-x86_64", "qemu-system-x86", "boots other kernels"),
-    tool("busybox", "busybox-static", "is the userland of the VMs"),
-    tool("curl", "curl", "downloads kernels"),
-    tool("xz", "xz-utils", "unpacks package lists and modules"),
-    tool("zstd", "zstd", "unpacks modules"),
-    tool("dpkg-deb", "dpkg", "unpacks kernels"),
-    Tool { program: "tcpdump", package: "tcpdump", why: "compares with packets", optional: true },
-    Tool { program: "nft", package: "nftables", why: "drops chosen packets", optional: true },
+    vm_tool("qemu-system-x86_64", "qemu-system-x86", "boots other kernels"),
+    vm_tool("busybox", "busybox-static", "is the userland of the VMs"),
+    vm_tool("curl", "curl", "downloads kernels"),
+    vm_tool("xz", "xz-utils", "unpacks package lists and modules"),
+    vm_tool("zstd", "zstd", "unpacks modules"),
+    vm_tool("dpkg-deb", "dpkg", "unpacks kernels"),
+    Tool { optional: true, ..tool("tcpdump", "tcpdump", "compares with packets") },
+    Tool { optional: true, ..tool("nft", "nftables", "drops chosen packets") },
 ];
 
 /// All that the tests need beside that, except kernels.
-pub fn for_tests() -> Result<()> {
-    let missing: Vec<&Tool> = TOOLS.iter().filter(|tool| command::find(tool.program).is_none()).collect();
+pub fn for_tests(kernels: &kernels::Selection) -> Result<()> {
+    let missing: Vec<&Tool> = TOOLS
+        .iter()
+        .filter(|tool| !(tool.for_vms && kernels.is_none()) && command::find(tool.program).is_none())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -139,7 +151,15 @@ pub fn for_tests() -> Result<()> {
     };
     let (required, optional) = (of(false), of(true));
     if !required.is_empty() {
-        packages::install(&required, "for the tests")?;
+        let needed_by_vms = missing.iter().any(|tool| tool.for_vms);
+        packages::install(&required, "for the tests").map_err(|error| {
+            if needed_by_vms {
+                error
+                    .context("the tests in VMs lack programs; without VMs: `cargo xtask test --kernels none`")
+            } else {
+                error
+            }
+        })?;
     }
     if !optional.is_empty()
         && let Err(error) = packages::install(&optional, "for some of the tests")

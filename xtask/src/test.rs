@@ -92,7 +92,7 @@ pub fn main(arguments: &Arguments) -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<Results> {
     setup::for_build()?;
-    setup::for_tests()?;
+    setup::for_tests(&arguments.kernels)?;
     let mut results = Results::default();
     let kernels = if cfg!(target_arch = "x86_64") {
         kernels::ensure(&arguments.kernels)?

@@ -249,14 +249,46 @@ fn a_machine_that_has_all_is_left_alone() {
 #[test]
 fn an_object_that_is_given_needs_no_compiler() {
     let machine = Machine::bare();
-    let mut xtask = Command::new(env!("CARGO_BIN_EXE_xtask"));
-    xtask
-        .arg("setup")
+    fs::write(machine.path("some.o"), []).unwrap();
+    let output = setup_with(&machine, &["setup"], "HANDSHAKE_BPF_OBJECT", "some.o");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn setup_with(machine: &Machine, arguments: &[&str], variable: &str, file: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(arguments)
         .env_clear()
         .env("PATH", machine.path("bin"))
-        .env("CARGO_TARGET_DIR", machine.path("target"));
-    let output = xtask.env("HANDSHAKE_BPF_OBJECT", machine.path("some.o")).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        .env("CARGO_TARGET_DIR", machine.path("target"))
+        .env("HANDSHAKE_BPF_SYSTEM_PREFIX", machine.path("prefix"))
+        .env(variable, machine.path(file))
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_path_that_is_named_and_not_there_is_refused_by_its_variable() {
+    let machine = Machine::bare().with_system_compiler("1.96.0", "22.1.8").with_linker();
+    for variable in ["HANDSHAKE_BPF_OBJECT", "HANDSHAKE_BPF_LINKER", "HANDSHAKE_BPF_RUSTC"] {
+        let output = setup_with(&machine, &["setup"], variable, "not-there");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(variable), "{variable}: {said}");
+    }
+}
+
+#[test]
+fn tests_without_vms_need_nothing_that_only_vms_need() {
+    let machine = Machine::bare().with_program("ip", "exit 0").with_program("tc", "exit 0");
+    fs::write(machine.path("some.o"), []).unwrap();
+    let with = |kernels: &str| {
+        setup_with(&machine, &["setup", "--tests", "--kernels", kernels], "HANDSHAKE_BPF_OBJECT", "some.o")
+    };
+    let output = with("none");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("qemu"), "{said}");
+    let output = with("6.12");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("cargo xtask test --kernels none"), "{said}");
 }
 
 #[test]

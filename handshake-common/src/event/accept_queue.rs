@@ -13,6 +13,8 @@ pub mod flags {
     pub const OWN: u32 = 1;
     /// The child was in our table (its queueing was seen).
     pub const QUEUEING_SEEN: u32 = 1 << 1;
+    /// accept() took it in SYN-RECEIVED, which only Fast Open makes possible (RFC 7413 section 4.2).
+    pub const BEFORE_ESTABLISHED: u32 = 1 << 2;
 }
 
 /// accept() took the child.

@@ -20,7 +20,12 @@ use handshake_common::{
     tcp::{ACK, SYN, TcpState},
 };
 
-use super::{active_open::end_was_missed, argument, state::child_left};
+use super::{
+    active_open::end_was_missed,
+    argument,
+    passive_open::accept_is_seen,
+    state::{child_left, syn_by_cookie},
+};
 use crate::{
     emit::{count, now_ns, submit},
     filter,
@@ -29,7 +34,7 @@ use crate::{
         sock::Sock,
         task,
     },
-    maps::{ACCEPT_CALLS, ACTIVE_OPENS, AcceptCall, ENDED, QUEUED},
+    maps::{ACCEPT_CALLS, ACTIVE_OPENS, AcceptCall, ENDED, QUEUED, Queued, new_queued},
 };
 
 /// A thread entered accept() on this listener; it may return at once, sleep, or find nothing.
@@ -51,7 +56,7 @@ pub fn accepted<M: Memory>(child: Sock<M>, attach: Attach) {
         return;
     }
     let key = child.key();
-    let queued = QUEUED.get_ptr_mut(key);
+    let mut queued = QUEUED.get_ptr_mut(key);
     let mut ends = Endpoints::default();
     match queued {
         // A RST in the queue has zeroed the socket's own ports. SAFETY: a live entry.
@@ -63,6 +68,12 @@ pub fn accepted<M: Memory>(child: Sock<M>, attach: Attach) {
         return;
     }
     let state = child.state();
+    let early = state == TcpState::SynReceived as u8;
+    if early && queued.is_none() {
+        // Without probes nothing has announced it; its ->ESTABLISHED, still to come, must find that it was
+        // accepted.
+        queued = early_child(child, &ends);
+    }
     if let Some(queued) = queued
         && state != TcpState::SynReceived as u8
         // SAFETY: a live entry; accept() holds the child's lock.
@@ -97,15 +108,33 @@ pub fn accepted<M: Memory>(child: Sock<M>, attach: Attach) {
             }
             event.flags = flags::QUEUEING_SEEN;
         }
+        if early {
+            event.flags |= flags::BEFORE_ESTABLISHED;
+        }
     });
     let Some(queued) = queued else { return };
-    if state == TcpState::SynReceived as u8 {
+    if early {
         // Fast Open: accepted before the final ACK. What was gathered is needed when that comes.
         // SAFETY: a live entry; accept() holds the child's lock.
         unsafe { (*queued).accepted = 1 };
     } else {
         let _ = QUEUED.remove(key);
     }
+}
+
+/// An entry for a child that accept() returns in SYN-RECEIVED and that no probe has seen.
+#[inline(always)]
+fn early_child<M: Memory>(child: Sock<M>, ends: &Endpoints) -> Option<*mut Queued> {
+    let entry = new_queued(child.key())?;
+    // SAFETY: the entry that was just made; accept() holds the child's lock.
+    let passive = unsafe {
+        (*entry).generation_ns = now_ns();
+        &mut (*entry).passive
+    };
+    passive.endpoints = *ends;
+    passive.flags = passive_open::flags::FAST_OPEN | accept_is_seen();
+    syn_by_cookie(child.cookie(), passive);
+    Some(entry)
 }
 
 /// A socket is destroyed: the last word on anything that the tables still hold of it.

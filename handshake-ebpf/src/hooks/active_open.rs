@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use handshake_common::{
     counter::Counter,
-    endpoint::{AF_INET, AF_INET6, Endpoints},
+    endpoint::{AF_INET, AF_INET6, Endpoints, V4_MAPPED},
     event::{
         Attach, EventKind,
         active_open::{LeftSynSent, SynSent, flags},
@@ -28,7 +28,7 @@ use crate::{
     kernel::{
         read::{Copied, Direct, Memory},
         sk_buff,
-        sock::{Sock, v4_mapped},
+        sock::{Sock, is_mapped, v4_mapped},
         task,
     },
     maps::{ACTIVE_OPENS, ActiveOpen, CONNECT_CALLS, ConnectCall, ENDED, RUNTIME, new_active_open},
@@ -87,7 +87,7 @@ pub fn begin(key: u64, called_ns: u64) -> Option<*mut ActiveOpen> {
 
 /// What the caller asked for. Until a route was found the sock says nothing of it.
 #[inline(always)]
-fn remote_of_sockaddr(address: *const u8, endpoints: &mut Endpoints) {
+pub fn remote_of_sockaddr(address: *const u8, endpoints: &mut Endpoints) {
     // The sockaddr is longer than its BTF type says, so it needs the helper, which lockdown forbids: then
     // the remote end of a connect() that fails at once is unknown.
     if address.is_null() || LOCKED_DOWN.load() != 0 {
@@ -103,12 +103,19 @@ fn remote_of_sockaddr(address: *const u8, endpoints: &mut Endpoints) {
             return;
         };
         v4_mapped(Some(v4), &mut endpoints.remote_address);
+        // tcp_v4_connect within tcp_v6_connect.
+        if endpoints.family == AF_INET6 {
+            endpoints.flags |= V4_MAPPED;
+        }
     } else if family == AF_INET6 {
         // SAFETY: as above.
         let Ok(v6) = (unsafe { bpf_probe_read_kernel(address.wrapping_add(8).cast::<[u8; 16]>()) }) else {
             return;
         };
         endpoints.remote_address = v6;
+        if is_mapped(&endpoints.remote_address) {
+            endpoints.flags |= V4_MAPPED;
+        }
     } else {
         return;
     }
@@ -210,7 +217,17 @@ pub fn left_syn_sent<M: Memory>(sock: Sock<M>, new_state: u8, attach: Attach) {
         // SAFETY: a live entry.
         Some(open) => unsafe { (*open).generation_ns },
         None if !filter::wants_unknown() => return,
-        None => 0,
+        None => {
+            // Ports and addresses are gone by ->CLOSED; family and namespace, which alone are asked for here,
+            // are not.
+            let mut ends = Endpoints::default();
+            sock.ends(&mut ends);
+            if !filter::wants_ends(&ends) {
+                count(Counter::Filtered);
+                return;
+            }
+            0
+        }
     };
     report_end(sock, open, generation_ns, new_state, 0, attach);
     let Some(open) = open else { return };

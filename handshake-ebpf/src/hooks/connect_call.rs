@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use handshake_common::{
     counter::Counter,
-    endpoint::{AF_INET, AF_INET6, Endpoints},
+    endpoint::{AF_INET, AF_INET6, Endpoints, V4_MAPPED},
     event::{
         Attach, EventKind,
         active_open::{ConnectFailed, ConnectReturned, flags},
@@ -28,7 +28,7 @@ use crate::{
     globals::offset,
     kernel::{
         read::{Copied, Direct, Memory},
-        sock::{Sock, v4_mapped},
+        sock::{Sock, is_mapped, v4_mapped},
         task,
     },
     maps::{ACTIVE_OPENS, CONNECT_CALLS, ConnectCall, ENDED},
@@ -82,7 +82,8 @@ pub fn connect_returned<M: Memory>(sock: Sock<M>, result: i32, attach: Attach) {
     unsafe { (*open).flags |= flags::CALL_RETURNED };
 }
 
-/// In tracepoint mode: a call that failed before the socket left CLOSED has left no other trace.
+/// A call that failed before it reached TCP, or (tracepoint mode) before the socket left CLOSED, has left no
+/// other trace.
 #[inline(always)]
 fn failed_without_a_trace(call: &ConnectCall, errno: u32) {
     if !filter::wants_role(ROLE_CLIENT) || !is_failure(errno) {
@@ -91,6 +92,11 @@ fn failed_without_a_trace(call: &ConnectCall, errno: u32) {
     let Some(address) = task::sock_of_descriptor(call.descriptor) else { return };
     let sock = Sock::<Copied>::at(address);
     if !sock.is_tcp() || sock.state() != TcpState::Closed as u8 {
+        return;
+    }
+    // An ICMP error after the SYN left these too, for a later connect() to collect. Then the socket has had
+    // a SYN, and with it a sequence number; a new one has none.
+    if is_collectable(errno) && sock.has_had_a_syn() {
         return;
     }
     let mut ends = Endpoints::default();
@@ -123,6 +129,38 @@ fn is_failure(errno: u32) -> bool {
     matches!(errno, 1 | 13 | 22 | 98 | 99 | 100 | 101 | 105 | 113)
 }
 
+/// A program at the cgroup forbade the call before it reached TCP, so only its return is seen. No failed
+/// handshake leaves EPERM on a socket for a later call to collect.
+#[inline(always)]
+fn forbidden(sock: Sock<Direct>, address: *const u8) {
+    if !filter::wants_role(ROLE_CLIENT) || !sock.is_tcp() || sock.state() != TcpState::Closed as u8 {
+        return;
+    }
+    let mut ends = Endpoints::default();
+    sock.ends(&mut ends);
+    active_open::remote_of_sockaddr(address, &mut ends);
+    if !filter::wants_running_thread() || !filter::wants_ends(&ends) {
+        count(Counter::Filtered);
+        return;
+    }
+    let own = filter::is_own();
+    submit(EventKind::ConnectFailed, Attach::Fentry, sock.key(), 0, |event: &mut ConnectFailed| {
+        event.endpoints = ends;
+        task::owner(&mut event.owner);
+        event.errno = EPERM as u32;
+        event.flags = if own { flags::OWN } else { 0 };
+    });
+}
+
+const EPERM: i32 = 1;
+
+/// Errors that a failed handshake may leave on its socket and a misrouted call may return as well: EACCES
+/// (ICMPv6, administratively prohibited), ENETUNREACH, EHOSTUNREACH.
+#[inline(always)]
+fn is_collectable(errno: u32) -> bool {
+    matches!(errno, 13 | 101 | 113)
+}
+
 /// What the caller asked for, from its own memory.
 #[inline(always)]
 fn remote_of_caller(address: u64, ends: &mut Endpoints) {
@@ -141,6 +179,9 @@ fn remote_of_caller(address: u64, ends: &mut Endpoints) {
             return;
         };
         ends.remote_address = v6;
+        if is_mapped(&ends.remote_address) {
+            ends.flags |= V4_MAPPED;
+        }
     } else {
         return;
     }
@@ -154,7 +195,11 @@ pub fn hs_returned_fx(context: FExitContext) -> i32 {
     let Some(sock) = Direct::read::<*const u8>(socket, offset!(socket_sk)) else { return 0 };
     // inet_stream_connect has four arguments on every kernel, so the result is the fifth slot; the helper
     // that would fetch it by name is younger (5.17).
-    connect_returned(Sock::<Direct>::at(sock), context.arg::<i32>(4), Attach::Fentry);
+    let (sock, result) = (Sock::<Direct>::at(sock), context.arg::<i32>(4));
+    connect_returned(sock, result, Attach::Fentry);
+    if result == -EPERM && ACTIVE_OPENS.get_ptr(sock.key()).is_none() {
+        forbidden(sock, argument!(context, 1));
+    }
     0
 }
 

@@ -9,11 +9,13 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated;
 use handshake_common::{
     event::{ABI_VERSION, Attach, Event, EventHeader, EventKind, snapshot::SocketSeen},
+    filter::ROLE_CLIENT,
     tcp::TcpState,
 };
 
 use crate::{
     emit::now_ns,
+    filter,
     globals::offset,
     kernel::{
         read::{Direct, Memory},
@@ -63,6 +65,14 @@ pub extern "C" fn hs_snapshot(context: *mut IterTcp) -> i32 {
     };
     let seen = &mut event.payload;
     sock.ends(&mut seen.endpoints);
+    // Its end will be left out by the hooks, so its beginning must be too.
+    if state == TcpState::SynSent as u8
+        && !(filter::wants_role(ROLE_CLIENT)
+            && filter::wants_unknown()
+            && filter::wants_ends(&seen.endpoints))
+    {
+        return 0;
+    }
     if state == TcpState::NewSynReceived as u8 {
         let request = RequestSock::<Direct>::at(common);
         seen.synack_ns = request.synack_ns();
@@ -74,7 +84,11 @@ pub extern "C" fn hs_snapshot(context: *mut IterTcp) -> i32 {
         && let Some(tcp) = Direct::tcp_sock(common)
     {
         let sock = Sock::<Direct>::at(tcp);
-        if state == TcpState::Listen as u8 {
+        if state == TcpState::SynSent as u8 {
+            if let Some(retransmits) = sock.retransmits() {
+                seen.retransmits = u16::from(retransmits);
+            }
+        } else if state == TcpState::Listen as u8 {
             if let Some((length, limit)) = sock.accept_queue() {
                 seen.accept_queue_length = length;
                 seen.accept_queue_limit = limit;

@@ -134,7 +134,9 @@ fn left_syn_received<M: Memory>(sock: Sock<M>, new: u8) {
         });
         return;
     }
-    if !filter::wants_role(ROLE_SERVER) {
+    // A file owns no child before accept(): this is the application's own socket in a simultaneous open, whose
+    // beginning a filter left out.
+    if !filter::wants_role(ROLE_SERVER) || sock.has_a_file() {
         return;
     }
     child_without_probes(sock, new, now);
@@ -173,15 +175,7 @@ fn child_without_probes<M: Memory>(sock: Sock<M>, new: u8, now: u64) {
         passive.endpoints = ends;
         passive.flags |= passive_open::accept_is_seen();
         passive.queued_ns = now;
-        match REQUESTS.get_ptr(cookie) {
-            // SAFETY: a live entry.
-            Some(request) if cookie != 0 => unsafe {
-                passive.syn_ns = (*request).syn_ns;
-                passive.last_retransmit_ns = (*request).last_retransmit_ns;
-                passive.synack_retransmits = (*request).synack_retransmits;
-            },
-            _ => passive.flags |= flags::SYN_NOT_SEEN,
-        }
+        syn_by_cookie(cookie, passive);
     };
     let entry = if new == TcpState::Established as u8 { new_queued(sock.key()) } else { None };
     if let Some(entry) = entry {
@@ -197,6 +191,29 @@ fn child_without_probes<M: Memory>(sock: Sock<M>, new: u8, now: u64) {
         finish(sock, new, event);
     });
     let _ = REQUESTS.remove(cookie);
+}
+
+/// What sock_ops noted of the SYN under the child's cookie.
+#[inline(always)]
+pub fn syn_by_cookie(cookie: u64, passive: &mut PassiveOpen) {
+    match REQUESTS.get_ptr(cookie) {
+        // SAFETY: a live entry.
+        Some(request) if cookie != 0 => unsafe {
+            passive.syn_ns = (*request).syn_ns;
+            passive.last_retransmit_ns = (*request).last_retransmit_ns;
+            passive.synack_retransmits = (*request).synack_retransmits;
+        },
+        _ if syn_is_noted() => passive.flags |= flags::SYN_NOT_SEEN,
+        _ => {}
+    }
+}
+
+/// Whether sock_ops notes SYNs: if not, a child without one need not have begun before us.
+#[inline(always)]
+fn syn_is_noted() -> bool {
+    let Some(runtime) = RUNTIME.get_ptr(0) else { return false };
+    // SAFETY: the array's one live entry; aligned u32.
+    unsafe { (*runtime).syn_is_noted != 0 }
 }
 
 #[inline(always)]

@@ -108,6 +108,26 @@ impl<M: Memory> Sock<M> {
         Some(M::read::<*const u8>(request, offset!(req_child))? as u64)
     }
 
+    /// Whether it ever sent a SYN: `write_seq` is 0 until then, and no longer afterwards, closed or not.
+    #[inline(always)]
+    pub fn has_had_a_syn(self) -> bool {
+        let Some(tcp) = M::tcp_sock(self.address) else { return false };
+        matches!(M::read::<u32>(tcp, offset!(write_seq)), Some(sequence) if sequence != 0)
+    }
+
+    /// Whether a file owns it: an application's own socket, or a child that accept() has returned.
+    #[inline(always)]
+    pub fn has_a_file(self) -> bool {
+        matches!(M::read::<u64>(self.address, offset!(sk_socket)), Some(socket) if socket != 0)
+    }
+
+    /// How often the segment that is under way was sent again.
+    #[inline(always)]
+    pub fn retransmits(self) -> Option<u8> {
+        let tcp = M::tcp_sock(self.address)?;
+        M::read::<u8>(tcp, offset!(icsk_retransmits))
+    }
+
     /// Our ISN while the SYN is being sent: `write_seq`.
     #[inline(always)]
     pub fn isn_at_connect(self, negotiated: &mut Negotiated) {
@@ -229,8 +249,9 @@ fn write_halves(halves: [u64; 2], to: &mut [u8; 16]) {
     unsafe { to.as_mut_ptr().cast::<[u64; 2]>().write_unaligned(halves) };
 }
 
+/// Whether it is an IPv4 address in IPv6 form.
 #[inline(always)]
-fn is_mapped(address: &[u8; 16]) -> bool {
+pub fn is_mapped(address: &[u8; 16]) -> bool {
     // SAFETY: sixteen bytes are read, as u64 and u32 of whatever alignment.
     let (high, middle) = unsafe {
         (

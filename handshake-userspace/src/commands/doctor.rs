@@ -36,7 +36,7 @@ pub fn text(report: &DoctorReport, verbosity: u8) -> String {
                 hook.hook.to_owned(),
                 hook.attached.map_or("-", kernel::name).to_owned(),
                 if hook.symbols.is_empty() { "-".to_owned() } else { hook.symbols.join(", ") },
-                if hook.attached.is_some() { hook.lacks.to_owned() } else { hook.without_it.to_owned() },
+                if hook.attached.is_some() { hook.lacks.clone() } else { hook.without_it.to_owned() },
             ]
         })
         .collect();
@@ -105,7 +105,7 @@ pub fn json(report: &DoctorReport) -> anyhow::Result<String> {
                 symbols: &hook.symbols,
                 tried: &hook.tried,
                 without_it: hook.without_it,
-                lacks: hook.lacks,
+                lacks: &hook.lacks,
             })
             .collect(),
         missing_fields: report
@@ -176,7 +176,7 @@ mod tests {
                     symbols: vec!["tcp_connect"],
                     tried: vec![],
                     without_it: "active opens",
-                    lacks: "",
+                    lacks: String::new(),
                 },
                 HookStatus {
                     hook: "accept_waiting",
@@ -184,7 +184,7 @@ mod tests {
                     symbols: vec![],
                     tried: vec!["fentry inet_csk_accept: no such function".to_owned()],
                     without_it: "when accept() began to wait",
-                    lacks: "",
+                    lacks: String::new(),
                 },
             ],
             missing_fields: vec![MissingField {

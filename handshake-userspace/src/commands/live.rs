@@ -5,10 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, Permissions},
     future,
     io::{self, IsTerminal},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
     process::ExitCode,
 };
@@ -35,9 +35,7 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
     let records_on_stdout = recording.is_none() || !plan.output.quiet;
     let sinks = output::sinks(&plan, records_on_stdout)?;
     let file = recording
-        .map(|path| {
-            create(path).with_context(|| format!("the recording {} cannot be created", path.display()))
-        })
+        .map(|path| open(path).with_context(|| format!("the recording {} cannot be created", path.display())))
         .transpose()?;
     let ending = super::runtime()?.block_on(async {
         let (stop, reopen) =
@@ -46,7 +44,7 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
         let hooks = &trace.hooks;
         let header = RecordingHeader { hooks: hook_texts(hooks), ..header() };
         let recorder = file
-            .map(|file| Recorder::start(file, &header))
+            .map(|file| empty(&file).and_then(|()| Recorder::start(file, &header)))
             .transpose()
             .context("the recording cannot be written")?;
         notice::say(&tracing_line(hooks, trace.cpus, trace.ring_bytes));
@@ -80,9 +78,19 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
     output::finish(&plan.output, ending)
 }
 
-/// A recording holds sequence numbers of live connections, so it is for its owner only.
-fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+/// A recording holds sequence numbers of live connections, so it is for its owner only. One that is there
+/// already keeps its contents until tracing has begun.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Makes room for the new recording. A pipe or a device has neither a length nor a mode of ours.
+fn empty(file: &File) -> io::Result<()> {
+    if !file.metadata()?.is_file() {
+        return Ok(());
+    }
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.set_len(0)
 }
 
 fn header() -> RecordingHeader {
@@ -149,10 +157,23 @@ fn waiting(plan: &Plan) -> Option<String> {
     if plan.output.quiet || !io::stderr().is_terminal() {
         return None;
     }
-    let filtered = plan.filter != pipeline::filter::RecordFilter::default();
-    Some(if filtered {
-        "waiting: no handshake yet that the filters let through".to_owned()
-    } else {
-        "waiting: no handshake yet; `cargo xtask demo` makes some".to_owned()
+    // `--own` shows more, not less.
+    let filter = pipeline::filter::RecordFilter { own: false, ..plan.filter.clone() };
+    let all = filter == pipeline::filter::RecordFilter::default();
+    let mut only = Vec::new();
+    if plan.tail.failed {
+        only.push("failed");
+    }
+    if plan.tail.slow_ns.is_some() {
+        only.push("slow");
+    }
+    if plan.tail.slow_accept_ns.is_some() {
+        only.push("slowly accepted");
+    }
+    let which = if only.is_empty() { String::new() } else { format!("{} ", only.join(" or ")) };
+    Some(match (all, only.is_empty()) {
+        (true, true) => "waiting: no handshake yet; `cargo xtask demo` makes some".to_owned(),
+        (true, false) => format!("waiting: no {which}handshake yet"),
+        (false, _) => format!("waiting: no {which}handshake yet that the filters let through"),
     })
 }

@@ -18,6 +18,7 @@ pub(super) fn accepted(raw: &raw::Accepted) -> Act {
         queued_ns: known_ns(raw.queued_ns),
         waiting_since_ns: known_ns(raw.waiting_since_ns),
         reset_ns: known_ns(raw.reset_ns),
+        before_established: raw.flags & raw::flags::BEFORE_ESTABLISHED != 0,
     })
 }
 

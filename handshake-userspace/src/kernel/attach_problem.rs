@@ -23,6 +23,8 @@ pub(super) enum AttachProblem {
     Program(#[from] ProgramError),
     #[error("tracefs is not mounted: `mount -t tracefs tracefs /sys/kernel/tracing`")]
     NoTracefs,
+    #[error("tracefs is for root only (mode 0700): run as root, or give this user access to it")]
+    TracefsForbidden,
     #[error("{0}")]
     Cgroup(String),
 }

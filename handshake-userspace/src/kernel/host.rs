@@ -4,8 +4,9 @@
 
 use std::{
     fs::{self, File},
+    io,
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use aya::{
@@ -70,11 +71,28 @@ fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
     })
 }
 
-/// Whether tracepoints of system calls can be found. Mounting is the user's to decide.
-pub fn tracefs_is_mounted() -> bool {
-    ["/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events"]
-        .iter()
-        .any(|folder| Path::new(folder).is_dir())
+/// Whether tracepoints of system calls can be found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracefs {
+    /// They can.
+    Readable,
+    /// It is mounted, and this process may not look into it: it belongs to root, mode 0700.
+    Forbidden,
+    /// Mounting it is the user's to decide.
+    NotMounted,
+}
+
+/// See [`Tracefs`].
+pub fn tracefs() -> Tracefs {
+    let folders = ["/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events"];
+    let found = folders.map(|folder| fs::metadata(folder).map_err(|error| error.kind()));
+    if found.iter().any(|folder| folder.as_ref().is_ok_and(fs::Metadata::is_dir)) {
+        Tracefs::Readable
+    } else if found.iter().any(|folder| matches!(folder, Err(io::ErrorKind::PermissionDenied))) {
+        Tracefs::Forbidden
+    } else {
+        Tracefs::NotMounted
+    }
 }
 
 #[cfg(test)]

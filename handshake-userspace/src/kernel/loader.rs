@@ -19,7 +19,7 @@ use handshake_common::{event::Attach, offsets::Offsets};
 use super::{
     AttachChoice, Attached, HookStatus, LiveTrace, StartError, TraceOptions,
     attach_problem::{AttachProblem, chain, kind, name, unless_loaded},
-    btf::Btf as KernelBtf,
+    btf::{Btf as KernelBtf, BtfError},
     counters::KernelCounters,
     hook_table::{HOOKS, Hook, Place, Program, STATE_CHANGED, Way},
     host, log_messages,
@@ -106,7 +106,13 @@ fn resolve(path: &std::path::Path) -> Result<ResolvedOffsets, StartError> {
             path.display()
         )));
     }
-    let btf = KernelBtf::from_file(path).map_err(|error| StartError::Failed(error.to_string()))?;
+    let btf = KernelBtf::from_file(path).map_err(|error| match error {
+        BtfError::Unreadable { .. } => StartError::Failed(error.to_string()),
+        _ => StartError::Failed(format!(
+            "{}: {error}; --btf takes the BTF of exactly this kernel, and without it {BTF_OF_THE_KERNEL} is read",
+            path.display()
+        )),
+    })?;
     offsets::resolve(&btf).map_err(|error| StartError::Unsupported(error.to_string()))
 }
 
@@ -160,11 +166,13 @@ fn tell_kernel_side(ebpf: &mut Ebpf, hooks: &[HookStatus]) -> Result<(), StartEr
         .iter()
         .find(|hook| hook.hook == "syn_sent")
         .is_some_and(|hook| hook.attached.is_some() && !hook.symbols.contains(&"inet_sock_set_state"));
+    let sock_ops_is_attached =
+        hooks.iter().any(|hook| hook.attached.is_some() && hook.symbols.contains(&"sock_ops"));
     let runtime: [u32; 4] = [
         return_is_seen,
         u32::from(attached("accepted").is_some() && attached("socket_destroyed").is_some()),
         u32::from(is_probe(attached("connect_called"))) | u32::from(syn_is_seen) << 1,
-        0,
+        u32::from(sock_ops_is_attached),
     ];
     let failed =
         |problem: String| StartError::Failed(format!("the kernel side cannot be told its mode: {problem}"));
@@ -201,7 +209,7 @@ impl<'a> Attacher<'a> {
             symbols: Vec::new(),
             tried: Vec::new(),
             without_it: hook.without_it,
-            lacks: "",
+            lacks: String::new(),
         };
         for way in hook.ways {
             if !self.allows(way) {
@@ -219,7 +227,7 @@ impl<'a> Attacher<'a> {
                 Ok(()) => {
                     self.record.entry(way.attach).or_default().1 += 1;
                     status.attached = Some(way.attach);
-                    status.lacks = way.lacks;
+                    status.lacks = way.lacks.to_owned();
                     break;
                 }
                 Err(problem) => {
@@ -295,8 +303,10 @@ impl<'a> Attacher<'a> {
                 program.attach()?;
             }
             Place::SystemCall(tracepoint) => {
-                if !host::tracefs_is_mounted() {
-                    return Err(AttachProblem::NoTracefs);
+                match host::tracefs() {
+                    host::Tracefs::Readable => {}
+                    host::Tracefs::Forbidden => return Err(AttachProblem::TracefsForbidden),
+                    host::Tracefs::NotMounted => return Err(AttachProblem::NoTracefs),
                 }
                 let program: &mut TracePoint = program.try_into()?;
                 unless_loaded(program.load())?;

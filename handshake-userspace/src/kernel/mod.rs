@@ -95,7 +95,7 @@ pub struct HookStatus {
     /// What is not shown without it.
     pub without_it: &'static str,
     /// What is not shown although it is attached, because of how; empty when nothing.
-    pub lacks: &'static str,
+    pub lacks: String,
 }
 
 /// Why tracing could not start. Every message names what is missing and the way out.

@@ -29,7 +29,7 @@ pub fn take(ebpf: &mut Ebpf, btf: &Btf) -> (Vec<SourceItem>, HookStatus) {
         symbols: vec!["iter/tcp"],
         tried: Vec::new(),
         without_it: WITHOUT_IT,
-        lacks: "",
+        lacks: String::new(),
     };
     let mut items = Vec::new();
     match load(ebpf, btf) {
@@ -50,6 +50,7 @@ pub fn take(ebpf: &mut Ebpf, btf: &Btf) -> (Vec<SourceItem>, HookStatus) {
                     (unread, first)
                 });
                 if let Ok((unread, Some(first))) = reader.join() {
+                    status.lacks = format!("{unread} network namespaces, which could not be entered");
                     status.tried.push(format!("{unread} network namespaces could not be read; {first}"));
                 }
             });
@@ -66,13 +67,15 @@ fn load<'a>(ebpf: &'a mut Ebpf, btf: &Btf) -> Result<&'a mut Iter, String> {
     Ok(program)
 }
 
-/// Every namespace that a process lives in or that is mounted under a name, by inode.
+/// Every namespace that a thread lives in or that is mounted under a name, by inode. A thread may live in
+/// another one than its process.
 fn namespaces() -> BTreeMap<u64, PathBuf> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
         let name = entry.file_name();
         name.to_str()?.parse::<u32>().ok()?;
-        Some(entry.path().join("ns/net"))
+        fs::read_dir(entry.path().join("task")).ok()
     });
+    let processes = processes.flatten().flatten().map(|thread| thread.path().join("ns/net"));
     let named = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());
     let mut found = BTreeMap::new();
     for path in processes.chain(named) {

@@ -54,20 +54,21 @@ pub struct Health {
 }
 
 impl Health {
-    /// Everything that was lost, in events or handshakes.
+    /// Everything that was lost, in events or handshakes. Hits that the kernel skipped are not in it: most are
+    /// of no handshake, and what one takes from a record is made good or told by the record.
     pub fn lost(&self) -> u64 {
-        let kernel: u64 = self
-            .kernel
-            .iter()
-            .filter(|(name, _)| !matches!(**name, "submitted" | "filtered"))
-            .map(|(_, count)| *count)
-            .sum();
-        kernel
-            + self.missed_probes.unwrap_or(0)
-            + self.undecodable
-            + self.sink_dropped
-            + self.tracker.table_full
-            + self.tracker.late
+        self.losses().map(|(_, count)| count).fold(0, u64::saturating_add)
+    }
+
+    /// What was lost by cause, in the order of the flow.
+    pub fn losses(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let kernel = self.kernel.iter().filter(|(name, _)| !matches!(**name, "submitted" | "filtered"));
+        kernel.map(|(name, count)| (*name, *count)).chain([
+            ("undecodable", self.undecodable),
+            ("sink_dropped", self.sink_dropped),
+            ("table_full", self.tracker.table_full),
+            ("late", self.tracker.late),
+        ])
     }
 
     /// Counts one outcome under its name.

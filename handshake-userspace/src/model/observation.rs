@@ -273,6 +273,8 @@ pub struct Accepted {
     pub waiting_since_ns: Option<u64>,
     /// When a RST hit the queued child.
     pub reset_ns: Option<u64>,
+    /// It was in SYN-RECEIVED still, which only Fast Open makes possible.
+    pub before_established: bool,
 }
 
 /// See [`Act::ChildDestroyed`].

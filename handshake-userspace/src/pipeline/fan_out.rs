@@ -193,7 +193,7 @@ impl SinkThread {
                 if records == 0 {
                     notice::warn(&format!("{name}: {error}"));
                 } else if self.told.grown(self.failed).is_some() {
-                    notice::warn(&format!("{name}: {error}; {} records dropped so far", self.failed));
+                    notice::warn(&format!("{name}: {error}; records dropped so far: {}", self.failed));
                 }
                 Ok(())
             }

@@ -203,8 +203,8 @@ impl Side {
         match role {
             Role::Client => self == Side::Client,
             Role::Server => self == Side::Server,
-            // An active open that met another one: it sent a SYN and answered one.
-            Role::Simultaneous => true,
+            // Both ends of it opened actively (RFC 9293 section 3.5).
+            Role::Simultaneous => self == Side::Client,
         }
     }
 }

@@ -73,6 +73,10 @@ pub struct Ending {
     pub spoilt: bool,
 }
 
+/// How far a recording is searched for its closing reading of the counters when a limit ended the run: a replay
+/// of few records must not read the whole of a large file.
+const READ_AHEAD_BATCHES: u32 = 16;
+
 /// Runs until the source ends, `shutdown` is ready, the plan's limits are reached or nobody reads any more.
 /// Each message of `reopen` makes the sinks reopen their files.
 pub async fn run<S: EventSource>(
@@ -107,6 +111,17 @@ pub async fn run<S: EventSource>(
         if stage.is_done() {
             break;
         }
+    }
+    // A live source is asked for the closing reading below; a recording that was made with the same limit has it
+    // in the few items that are left.
+    let mut ahead = READ_AHEAD_BATCHES;
+    while stage.is_done() && ahead > 0 && intake.source.counters().is_none() {
+        ahead -= 1;
+        let mut batch = Vec::new();
+        if !matches!(intake.source.next_batch(&mut batch).await, Ok(true)) {
+            break;
+        }
+        intake.process(batch, &mut stage, &mut fan_out).await;
     }
     // From here on the host pays nothing for us, however slow the sinks are; and the ring only gets emptier.
     intake.source.detach();

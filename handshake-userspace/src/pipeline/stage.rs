@@ -57,10 +57,10 @@ impl Stage {
 
     /// Takes one item; `sink_dropped` is what the sinks have dropped so far.
     pub(super) fn take(&mut self, item: SourceItem, sink_dropped: u64, out: &mut Vec<Record>) {
-        if self.done {
-            return;
-        }
         match item {
+            // The last reading belongs into the last account, limit or not.
+            SourceItem::Counters(reading) => self.accounting.counters(*reading),
+            _ if self.done => {}
             SourceItem::Event(bytes) => match decode(&bytes) {
                 Ok(observation) => self.observe(Input::Observation(Box::new(observation)), out),
                 Err(error @ DecodeError::UnknownKind { .. }) => {
@@ -79,7 +79,6 @@ impl Stage {
                 self.clock.anchor(anchor);
                 self.observe(Input::Anchor(anchor), out);
             }
-            SourceItem::Counters(reading) => self.accounting.counters(*reading),
             SourceItem::Tick { now_ns } => {
                 self.observe(Input::Tick { now_ns }, out);
                 self.tick(now_ns, sink_dropped, out);
@@ -152,10 +151,10 @@ impl Stage {
                     self.summary.left_out();
                     return;
                 }
-                self.waiting = None;
                 self.summary.handshake(&handshake);
                 self.accounting.outcome(handshake.outcome);
                 if verdict == Verdict::Shown {
+                    self.waiting = None;
                     let time = self.clock.at(handshake.began_ns);
                     out.push(Record::Handshake(handshake, time));
                     if let Some(left) = &mut self.count_left {

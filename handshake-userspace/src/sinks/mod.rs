@@ -81,19 +81,5 @@ pub enum SinkError {
 
 /// The health counters that say what was lost, in the order of the flow.
 pub fn loss_by_cause(health: &Health) -> BTreeMap<&'static str, u64> {
-    let kernel = health
-        .kernel
-        .iter()
-        .filter(|(name, _)| !matches!(**name, "submitted" | "filtered"))
-        .map(|(name, count)| (*name, *count));
-    kernel
-        .chain([
-            ("missed_probes", health.missed_probes.unwrap_or(0)),
-            ("undecodable", health.undecodable),
-            ("sink_dropped", health.sink_dropped),
-            ("table_full", health.tracker.table_full),
-            ("late", health.tracker.late),
-        ])
-        .filter(|(_, count)| *count != 0)
-        .collect()
+    health.losses().filter(|(_, count)| *count != 0).collect()
 }

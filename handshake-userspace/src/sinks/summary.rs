@@ -95,8 +95,10 @@ impl Summary {
         } else {
             writeln!(
                 out,
-                "sent again: {} SYN, {} SYN-ACK, in {} handshakes",
-                self.syns_again, self.syn_acks_again, self.retransmitted
+                "sent again: {}, {}, in {}",
+                counted(self.syns_again, "SYN"),
+                counted(self.syn_acks_again, "SYN-ACK"),
+                counted(self.retransmitted, "handshake")
             )?;
         }
         writeln!(
@@ -105,11 +107,15 @@ impl Summary {
             tracker.seen, tracker.established, tracker.failed, tracker.in_flight
         )?;
         if self.left_out != 0 || health.filtered_unknown != 0 {
-            writeln!(
-                out,
-                "left out by filters: {}, of them {} because what the filter asks was unknown",
-                self.left_out, health.filtered_unknown
-            )?;
+            write!(out, "left out by filters: {}", self.left_out)?;
+            if health.filtered_unknown != 0 {
+                write!(
+                    out,
+                    ", of them {} because what the filter asks was unknown",
+                    health.filtered_unknown
+                )?;
+            }
+            writeln!(out)?;
         }
         if tracker.unmatched != 0 {
             writeln!(out, "events of handshakes that began before we watched: {}", tracker.unmatched)?;
@@ -119,21 +125,26 @@ impl Summary {
         }
         let causes = loss_by_cause(health);
         if causes.is_empty() {
-            writeln!(out, "nothing lost")
+            writeln!(out, "nothing lost")?;
         } else {
             let causes: Vec<String> =
                 causes.iter().map(|(cause, count)| format!("{cause} {count}")).collect();
             writeln!(out, "lost {}: {}", health.lost(), causes.join(", "))?;
-            if health.missed_probes.is_some_and(|missed| missed != 0) {
-                writeln!(
-                    out,
-                    "missed_probes: the kernel skips a program that already runs on the same CPU; most of these \
-                     hits are of no handshake, but a record may lack a detail"
-                )?;
-            }
-            Ok(())
+        }
+        match health.missed_probes {
+            Some(missed) if missed != 0 => writeln!(
+                out,
+                "skipped by the kernel: {} of our programs, each because one already ran on that CPU; a record may \
+                 lack a detail",
+                counted(missed, "hit")
+            ),
+            _ => Ok(()),
         }
     }
+}
+
+fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 #[derive(Debug, Default)]

@@ -30,6 +30,8 @@ pub(super) struct ActiveOpen {
     pub(super) fast_open: bool,
     pub(super) own: bool,
     pub(super) seen_late: bool,
+    /// How many SYNs left before we watched is unknown.
+    pub(super) syns_uncounted: bool,
     pub(super) syn_retransmits: u32,
     pub(super) last_retransmit_ns: Option<u64>,
     /// connect() went back to its caller while the socket was still in SYN-SENT.
@@ -139,7 +141,7 @@ impl Tracker {
                 let seen_late = act.syn_sent_ns.is_none()
                     && at.socket.generation_ns.is_none()
                     && act.new_state != TcpState::Closed;
-                let open = ActiveOpen { seen_late, ..ActiveOpen::default() };
+                let open = ActiveOpen { seen_late, syns_uncounted: seen_late, ..ActiveOpen::default() };
                 self.begin(at, since_ns, Kind::Active(Box::new(open)))
             }
         };

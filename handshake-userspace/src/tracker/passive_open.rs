@@ -37,6 +37,8 @@ pub(super) struct Child {
     pub(super) taken: Option<(u64, Option<Process>)>,
     pub(super) destroyed: bool,
     pub(super) reset_in_queue: bool,
+    /// accept() took it before the final ACK.
+    pub(super) early: bool,
     pub(super) own: bool,
     /// The snapshot found it queued before we watched.
     pub(super) seen_late: bool,
@@ -50,6 +52,11 @@ impl Child {
         let is_seen = self.half_open.as_ref().is_some_and(|half_open| half_open.accept_is_seen);
         let was_queued = self.queued_ns.is_some() || self.established_ns.is_some();
         is_seen && was_queued && self.taken.is_none() && !self.destroyed && !self.request_died
+    }
+
+    /// Whether Fast Open made it, so that it may be accepted in SYN-RECEIVED.
+    pub(super) fn is_fast_open(&self) -> bool {
+        self.early || self.half_open.as_ref().is_some_and(|open| open.fast_open)
     }
 
     fn complete_by(&mut self, mut later: Box<PassiveOpen>) {
@@ -103,9 +110,7 @@ impl Tracker {
                     self.given_up.add(queued_ns);
                     return;
                 }
-                let seen_late = self.listeners.forget_child(at.socket.address);
-                let child = Child { seen_late, ..Child::default() };
-                self.begin(at, queued_ns, Kind::Child(Box::new(child)))
+                self.begin_child(at, Some(queued_ns))
             }
         };
         entry.identity.fed_by(at);
@@ -144,10 +149,10 @@ impl Tracker {
                 }
                 _ => {
                     self.finish(entry, Why::Displaced, out);
-                    self.begin_child(at, act.queued_ns)
+                    self.begin_child(at, Some(act.queued_ns.unwrap_or(at.time_ns)))
                 }
             },
-            None => self.begin_child(at, act.queued_ns),
+            None => self.begin_child(at, Some(act.queued_ns.unwrap_or(at.time_ns))),
         };
         entry.identity.fed_by(at);
         if let Kind::Child(child) = &mut entry.kind {
@@ -206,6 +211,7 @@ impl Tracker {
             child.ends = complete_ends(child.ends, act.ends);
             child.queued_ns = act.queued_ns.or(child.queued_ns);
             child.reset_in_queue |= act.reset_ns.is_some();
+            child.early |= act.before_established;
             if child.taken.is_none() {
                 child.taken = Some((at.time_ns, act.process));
             }
@@ -248,9 +254,11 @@ impl Tracker {
         self.settle_child(entry, out);
     }
 
+    /// A child whose queueing was seen is none of those that the snapshot found, though its address may be:
+    /// nothing tells when one of those dies.
     fn begin_child(&mut self, at: At, queued_ns: Option<u64>) -> Entry {
-        let seen_late = self.listeners.forget_child(at.socket.address);
-        let child = Child { seen_late, ..Child::default() };
+        let was_there = self.listeners.forget_child(at.socket.address);
+        let child = Child { seen_late: was_there && queued_ns.is_none(), ..Child::default() };
         self.begin(at, queued_ns.unwrap_or(at.time_ns), Kind::Child(Box::new(child)))
     }
 
@@ -265,7 +273,7 @@ impl Tracker {
             } else {
                 self.finish(entry, Why::Ended, out);
             }
-        } else if child.taken.is_some() && !child.half_open.as_ref().is_some_and(|open| open.fast_open) {
+        } else if child.taken.is_some() && !child.is_fast_open() {
             // accept() returns no child before it is ESTABLISHED unless by Fast Open: the event was lost, or
             // it was before our time. If it is only late it still gets in.
             self.keep(entry, Patience::Wake, out);

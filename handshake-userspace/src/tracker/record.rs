@@ -60,7 +60,8 @@ pub(super) fn of_active_open(open: ActiveOpen, head: Head) -> Handshake {
         .then(|| end.as_ref().and_then(|end| end.answered_ns).or(end_ns))
         .flatten();
     let wire_ns = between(syn_ns, answered_ns);
-    let syns = syn_left.then(|| open.syn_retransmits.saturating_add(1));
+    let syns_again = (syn_left && !open.syns_uncounted).then_some(open.syn_retransmits);
+    let syns = syns_again.map(|again| again.saturating_add(1));
 
     let agreed = agreed_by(end.as_ref().map(|end| end.agreed), crossed.as_ref().map(|left| left.agreed));
     let isn = Isn { local: agreed.local_isn.or(open.local_isn), remote: agreed.remote_isn };
@@ -94,11 +95,11 @@ pub(super) fn of_active_open(open: ActiveOpen, head: Head) -> Handshake {
             ..Phases::default()
         },
         retransmits: Retransmits {
-            syn: syn_left.then_some(open.syn_retransmits),
-            waited_ns: match open.syn_retransmits {
-                _ if !syn_left => None,
-                0 => Some(0),
-                _ => between(syn_ns, open.last_retransmit_ns),
+            syn: syns_again,
+            waited_ns: match syns_again {
+                None => None,
+                Some(0) => Some(0),
+                Some(_) => between(syn_ns, open.last_retransmit_ns),
             },
             ..Retransmits::default()
         },
@@ -145,7 +146,7 @@ fn judge_active(open: &ActiveOpen) -> Option<Verdict> {
 pub(super) fn of_child(child: Child, head: Head) -> Handshake {
     let verdict = judge_child(&child).unwrap_or(head.incomplete());
     let known = child.half_open.as_deref();
-    let fast_open = known.is_some_and(|open| open.fast_open);
+    let fast_open = child.is_fast_open();
     let syn_cookie = known.is_some_and(|open| open.syn_cookie);
     let defer_accept = known.is_some_and(|open| open.defer_accept);
     let syn_ns = known.and_then(|open| open.syn_ns);
@@ -237,8 +238,7 @@ fn judge_child(child: &Child) -> Option<Verdict> {
     if child.established_ns.is_some() {
         return Some(Verdict::established());
     }
-    let may_be_half_open = known.is_some_and(|open| open.fast_open);
-    (child.taken.is_some() && !may_be_half_open)
+    (child.taken.is_some() && !child.is_fast_open())
         .then(|| Verdict::new(Outcome::Established, EvidenceKind::AcceptReturned))
 }
 

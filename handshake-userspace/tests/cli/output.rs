@@ -40,6 +40,16 @@ fn colour_is_for_terminals_unless_told_otherwise() {
 }
 
 #[test]
+fn a_recording_stays_as_it_was_when_tracing_cannot_start() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let file = folder.path().join("kept.rec");
+    std::fs::write(&file, b"of yesterday").expect("it can be written");
+    let output = run(&["record", file.to_str().expect("the path is text"), "--btf", "/proc/version"]);
+    assert!(!output.status.success(), "{}", text(&output.stdout));
+    assert_eq!(std::fs::read(&file).expect("it is there"), b"of yesterday");
+}
+
+#[test]
 fn a_pipe_that_closes_is_a_quiet_end() {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let big = folder.path().join("big.rec");

@@ -94,6 +94,14 @@ fn twenty_milliseconds_each_way_are_forty_at_both_ends_over_ipv6() {
 }
 
 #[test]
+fn twenty_milliseconds_each_way_are_forty_at_both_ends_over_a_mapped_address() {
+    const NAME: &str = "twenty_milliseconds_each_way_are_forty_at_both_ends_over_a_mapped_address";
+    if is_fit(NAME) && can_delay(NAME) {
+        delayed_connection("[::]:0", &format!("[::ffff:{SERVER_V4}]"));
+    }
+}
+
+#[test]
 fn a_mapped_address_is_shown_as_ipv4_at_both_ends() {
     if !is_fit("a_mapped_address_is_shown_as_ipv4_at_both_ends") {
         return;
@@ -311,6 +319,35 @@ fn a_connect_that_fails_at_once_is_told_under_lockdown_too() {
         .expect_text("outcome", "net_unreachable")
         .expect_text("evidence.errno", "ENETUNREACH");
     watch.end();
+}
+
+#[test]
+fn a_later_connect_that_collects_the_error_is_no_second_handshake() {
+    if !is_fit("a_later_connect_that_collects_the_error_is_no_second_handshake") {
+        return;
+    }
+    let pair = Pair::new();
+    // Nobody has the address, so its resolution fails: after 30 ms instead of three seconds.
+    pair.client.set("ipv4/neigh/veth0/retrans_time_ms", "10");
+    let watch = Watch::begin();
+    let to: SocketAddr = NOBODY.parse().expect("an address");
+    pair.client.on_thread("hs-client", || {
+        let socket = connect_without_waiting(to);
+        let mut wanted = [rustix::event::PollFd::new(&socket, rustix::event::PollFlags::OUT)];
+        rustix::event::poll(&mut wanted, None).expect("a socket can be polled");
+        let error = socket.connect(&to.into()).expect_err("it collects the error of the first");
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::HOSTUNREACH.raw_os_error()));
+    });
+    watch
+        .wait_for_end("client", to.port())
+        .expect_text("outcome", "host_unreachable")
+        .expect_text("evidence.errno", "EHOSTUNREACH")
+        .expect_number("evidence.syns", 1);
+    let records = watch.end();
+    let of_it = records.iter().filter(|record| {
+        record.is("client", to.port()) && record.number("netns") == Some(pair.client.inode())
+    });
+    assert_eq!(of_it.count(), 1, "{records:?}");
 }
 
 #[test]

@@ -16,6 +16,16 @@ fn connection(netns: &Netns, client: &str, server: &str) -> u16 {
     to.port()
 }
 
+/// Connects a socket to its own port, and closes it; gives the port.
+fn connection_with_itself() -> u16 {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    let any: std::net::SocketAddr = "127.0.0.1:0".parse().expect("an address");
+    socket.bind(&any.into()).expect("loopback is up");
+    let own = socket.local_addr().expect("it is bound");
+    socket.connect(&own).expect("a socket can connect to itself");
+    own.as_socket().expect("it is IPv4").port()
+}
+
 fn roles(records: &[Record], port: u16) -> Vec<&str> {
     let mut roles: Vec<&str> = ["client", "server"]
         .into_iter()
@@ -139,7 +149,18 @@ fn a_filter_by_role_keeps_one_end() {
         let tracer = Tracer::start(&["--role", role, "--netns", netns.name()]);
         let port = connection(&netns, "hs-c", "hs-s");
         tracer.wait_for_end(role, port);
-        assert_eq!(roles(&tracer.stop(), port), [role]);
+        // A simultaneous open, here with itself, is active at both ends (RFC 9293 section 3.5).
+        let crossing = netns.on_thread("hs-self", connection_with_itself);
+        if role == "client" {
+            tracer.wait_for("the simultaneous open", |record| {
+                record.text("role") == Some("simultaneous")
+                    && record.number("local.port") == Some(u64::from(crossing))
+            });
+        }
+        let records = tracer.stop();
+        assert_eq!(roles(&records, port), [role]);
+        let crossed = |record: &&Record| record.number("local.port") == Some(u64::from(crossing));
+        assert_eq!(records.iter().filter(crossed).count(), usize::from(role == "client"), "{records:?}");
     }
 }
 

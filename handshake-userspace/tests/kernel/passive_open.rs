@@ -98,6 +98,26 @@ fn a_client_that_is_gone_resets_the_half_open_request() {
 }
 
 #[test]
+fn a_syn_sent_before_the_tracer_and_filtered_by_port_is_left_out() {
+    if !is_fit("a_syn_sent_before_the_tracer_and_filtered_by_port_is_left_out") {
+        return;
+    }
+    let pair = Pair::new();
+    let (mut server, socket) = half_open(&pair);
+    // Its beginning was not seen, and of its end the hooks can't say whether the filter wants it.
+    let tracer = Tracer::start(&["--role", "client", "--port", &server.port.to_string()]);
+    pair.server_reaches_client(true);
+    server.accept();
+    finish(&socket).expect("the SYN-ACK is sent again");
+    let to: SocketAddr = format!("{SERVER_V4}:{}", server.port).parse().expect("an address");
+    let later = pair.client.on_thread("hs-client", || std::net::TcpStream::connect(to).expect("it listens"));
+    let port = u64::from(later.local_addr().expect("it is bound").port());
+    tracer.wait_for("the later connection", |record| record.number("local.port") == Some(port));
+    let records = tracer.stop();
+    assert_eq!(records.iter().filter(|record| record.is("client", server.port)).count(), 1, "{records:?}");
+}
+
+#[test]
 fn a_request_older_than_the_tracer_is_marked_as_seen_late() {
     if !is_fit("a_request_older_than_the_tracer_is_marked_as_seen_late") {
         return;

@@ -168,10 +168,8 @@ impl Drop for Tracer {
 #[track_caller]
 pub fn expect_nothing_lost(health: &Record) {
     assert_eq!(health.text("kind"), Some("health"), "{health}");
-    for cause in ["ring_full", "read_failed", "active_opens_full", "requests_full", "queued_full"] {
-        assert_eq!(health.number(&format!("kernel.{cause}")), Some(0), "{cause}: {health}");
-    }
-    assert_eq!(health.number("undecodable"), Some(0), "{health}");
+    assert_eq!(health.number("lost"), Some(0), "{health}");
+    assert_eq!(health.number("kernel.read_failed"), Some(0), "the kernel's counters were read: {health}");
 }
 
 fn listen(

@@ -6,6 +6,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpStream},
+    os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
@@ -39,6 +40,14 @@ pub fn finish(socket: &Socket) -> io::Result<()> {
 /// Closes with a RST instead of a FIN.
 pub fn reset(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER can be set");
+}
+
+/// Sets an option that has a number for its value.
+pub fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: i32) {
+    let size = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the option's value is read from an i32 of this function, of which the size is given.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size) };
+    assert_eq!(result, 0, "option {name} of level {level}: {}", io::Error::last_os_error());
 }
 
 /// Waits until a socket of the thread's namespace with this remote port is in a state, by the kernel's number.

@@ -130,6 +130,19 @@ fn filters_act_on_a_recording_too() {
 }
 
 #[test]
+fn a_limit_on_records_leaves_the_account_whole() {
+    let (_folder, recording) = hand_made();
+    let all = stdout(&recording, &["--json"]);
+    let few = stdout(&recording, &["--json", "-n", "1"]);
+    let kernel = |said: &str| {
+        let health = said.lines().last().unwrap();
+        health[health.find("\"kernel\":").unwrap()..health.find("\"undecodable\":").unwrap()].to_owned()
+    };
+    assert_eq!(kernel(&few), kernel(&all), "losses are counted to the end");
+    assert!(kernel(&all).contains("\"ring_full\":3"));
+}
+
+#[test]
 fn a_recording_cut_off_shows_what_it_has_and_then_fails() {
     let (folder, recording) = hand_made();
     let whole = fs::read(&recording).unwrap();

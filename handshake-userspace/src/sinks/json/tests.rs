@@ -85,9 +85,8 @@ fn a_handshake_is_as_the_manual_says() {
     assert_eq!(line(&Record::Handshake(Box::new(client()), Some(TIME))), examples()[0]);
 }
 
-#[test]
-fn an_accept_is_as_the_manual_says() {
-    let accept = Accept {
+pub(in crate::sinks) fn accept() -> Accept {
+    Accept {
         key: Key { boot: 0x6f1e_2c00, counter: 1043 },
         id: Some(0xdead_beef_0bad_f00d),
         time_ns: 0,
@@ -98,8 +97,12 @@ fn an_accept_is_as_the_manual_says() {
         remote: Some("10.9.0.1:40112".parse().unwrap()),
         netns: Some(4_026_531_840),
         attach: Some(Attach::Fentry),
-    };
-    assert_eq!(line(&Record::Accept(Box::new(accept), Some(TIME + 2_000_000_000))), examples()[1]);
+    }
+}
+
+#[test]
+fn an_accept_is_as_the_manual_says() {
+    assert_eq!(line(&Record::Accept(Box::new(accept()), Some(TIME + 2_000_000_000))), examples()[1]);
 }
 
 #[test]

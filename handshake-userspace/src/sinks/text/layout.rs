@@ -98,7 +98,7 @@ impl Layout {
     pub fn new(density: Density) -> Self {
         let widths = match density {
             Density::Narrow => [8, 6, 5, 7, 0, 15, 7, 0, 0, 0],
-            Density::Usual => [15, 6, 6, 7, 15, 15, 7, 20, 7, 0],
+            Density::Usual => [12, 6, 5, 7, 15, 15, 7, 20, 7, 0],
             Density::Wide => [15, 6, 7, 8, 15, 15, 7, 40, 7, 0],
         };
         Layout { density, widths }
@@ -109,9 +109,9 @@ impl Layout {
         self.density
     }
 
-    /// Makes room for a value. Free text (a retransmission's arithmetic) runs over instead.
+    /// Makes room for a value. The last column is of free length.
     pub fn widen(&mut self, column: Column, text: &str) {
-        if self.shows(column) && !matches!(column, Column::Retrans | Column::Outcome) {
+        if self.shows(column) && column != Column::Outcome {
             let width = &mut self.widths[column as usize];
             *width = (*width).max(text.chars().count());
         }

@@ -95,7 +95,7 @@ impl<W: Write + Send> TextSink<W> {
                 words::retransmits(&handshake.retransmits),
                 style_if(words::retransmitted(handshake), SLOW),
             ),
-            (Column::Outcome, words::outcome(handshake), style),
+            (Column::Outcome, words::outcome(handshake, density), style),
         ];
         self.row(&row);
     }
@@ -109,6 +109,7 @@ impl<W: Write + Send> TextSink<W> {
         };
         let (pid, command) = process_cells(accept.process.as_ref());
         let wait = accept.wait_ns.map(human);
+        let narrow = self.layout.density() == Density::Narrow;
         let row = [
             (Column::Time, self.time(time), DIM),
             (Column::Role, "accept".to_owned(), PLAIN),
@@ -116,8 +117,9 @@ impl<W: Write + Send> TextSink<W> {
             (Column::Command, command, PLAIN),
             (Column::Local, words::end(accept.local), PLAIN),
             (Column::Remote, words::end(accept.remote), PLAIN),
-            // A wait for accept() is no latency of the handshake.
-            (Column::Latency, unknown(), PLAIN),
+            // A wait for accept() is no latency of the handshake; a narrow line has no other place for it, and the
+            // role says what it is.
+            (Column::Latency, wait.clone().filter(|_| narrow).unwrap_or_else(unknown), style),
             (Column::Phases, wait.map_or_else(unknown, |wait| format!("accept {wait}")), style),
             (Column::Retrans, unknown(), PLAIN),
             (Column::Outcome, words::accept_outcome(accept.outcome).to_owned(), style),
@@ -212,7 +214,8 @@ impl<W: Write + Send> TextSink<W> {
         };
         let format = match self.layout.density() {
             Density::Narrow => "%H:%M:%S",
-            Density::Usual | Density::Wide => "%H:%M:%S.%6f",
+            Density::Usual => "%H:%M:%S.%3f",
+            Density::Wide => "%H:%M:%S.%6f",
         };
         time.to_zoned(self.options.zone.clone()).strftime(format).to_string()
     }

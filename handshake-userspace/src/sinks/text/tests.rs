@@ -6,7 +6,10 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::sinks::json::tests::client;
+use crate::{
+    model::outcome::{Evidence, EvidenceKind},
+    sinks::json::tests::{accept, client},
+};
 
 #[derive(Clone, Default)]
 struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -50,8 +53,8 @@ fn the_usual_line_fits_120_columns_and_names_the_longest_phase() {
     assert_eq!(
         lines,
         [
-            "TIME            ROLE      PID COMMAND LOCAL           REMOTE          LATENCY PHASES               RETRANS OUTCOME",
-            "04:05:06.123456 client   1234 curl    10.9.0.1:40112  10.9.0.2:443    41.0 ms wire 41.0 ms + 13 µs 0       established",
+            "TIME         ROLE     PID COMMAND LOCAL           REMOTE          LATENCY PHASES               RETRANS OUTCOME",
+            "04:05:06.123 client  1234 curl    10.9.0.1:40112  10.9.0.2:443    41.0 ms wire 41.0 ms + 13 µs 0       established",
         ]
     );
     assert!(lines.iter().all(|line| line.chars().count() <= 120));
@@ -75,4 +78,65 @@ fn a_long_address_widens_its_column_for_the_lines_after_it() {
     let lines = lines(80, vec![client(), long, client()]);
     assert_eq!(lines[2], "04:05:06 client  1234 curl    [2001:db8::1234:5678]:443 41.0 ms established");
     assert_eq!(lines[3], "04:05:06 client  1234 curl    10.9.0.2:443              41.0 ms established");
+}
+
+fn failed(outcome: Outcome, kind: EvidenceKind, errno: Option<u32>) -> Handshake {
+    let mut handshake = client();
+    handshake.outcome = outcome;
+    handshake.evidence = Evidence { kind, errno, syns: Some(3), syn_acks: None };
+    handshake.latency_ns = None;
+    handshake
+}
+
+#[test]
+fn failures_fit_a_terminal_of_120_and_of_80_columns() {
+    let failures = || {
+        vec![
+            failed(Outcome::Refused, EvidenceKind::ResetReceived, Some(111)),
+            failed(Outcome::TimedOut, EvidenceKind::RetransmitTimeout, Some(110)),
+            failed(Outcome::HostUnreachable, EvidenceKind::SocketError, None),
+            failed(Outcome::Cancelled, EvidenceKind::ClosedInSynSent, None),
+            failed(Outcome::NeverAccepted, EvidenceKind::ChildDestroyed, None),
+        ]
+    };
+    for width in [120, 80] {
+        for line in lines(width, failures()) {
+            assert!(line.chars().count() <= usize::from(width), "{line}");
+        }
+    }
+    assert!(lines(120, failures())[1].ends_with(" refused: RST"));
+    assert!(lines(120, failures())[2].ends_with(" timed out: 3 SYNs"));
+}
+
+#[test]
+fn what_was_sent_again_has_a_column_that_grows_with_it() {
+    let mut again = client();
+    again.retransmits.syn = Some(2);
+    again.retransmits.waited_ns = Some(3_004_000_000);
+    let lines = lines(200, vec![again, client()]);
+    let at = lines[0].find("OUTCOME").unwrap();
+    assert!(lines[1].contains(" 2 SYN, 3.004 s "), "{}", lines[1]);
+    let outcome = |line: &str| line.chars().skip(lines[0][..at].chars().count()).collect::<String>();
+    assert_eq!(
+        (outcome(&lines[1]), outcome(&lines[2])),
+        ("established".to_owned(), "established".to_owned())
+    );
+}
+
+#[test]
+fn a_narrow_terminal_shows_how_long_accept_was_waited_for() {
+    let out = Shared::default();
+    let options = TextOptions {
+        colour: false,
+        terminal: false,
+        width: Some(80),
+        zone: TimeZone::UTC,
+        slow_ns: None,
+        slow_accept_ns: None,
+    };
+    let mut sink = TextSink::new(out.clone(), options);
+    Sink::accept(&mut sink, &Record::Accept(Box::new(accept()), Some(TIME))).unwrap();
+    sink.flush().unwrap();
+    let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains(" 2.000 s accepted"), "{text}");
 }

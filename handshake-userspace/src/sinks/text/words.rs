@@ -57,34 +57,44 @@ pub fn retransmitted(handshake: &Handshake) -> bool {
     again.syn.unwrap_or(0) != 0 || again.syn_ack.unwrap_or(0) != 0 || again.syn_seen.unwrap_or(0) > 1
 }
 
-/// `0`, or the arithmetic: `1 SYN sent again, waited 1.000 s`.
+/// `0`, or what was sent again and how long that took: `2 SYN, 3.004 s`.
 pub fn retransmits(again: &Retransmits) -> String {
     let mut parts = Vec::new();
     if let Some(count) = again.syn.filter(|count| *count != 0) {
-        parts.push(format!("{} sent again", counted(count, "SYN")));
+        parts.push(format!("{count} SYN"));
     }
     if let Some(count) = again.syn_ack.filter(|count| *count != 0) {
-        parts.push(format!("{} sent again", counted(count, "SYN-ACK")));
+        parts.push(format!("{count} SYN-ACK"));
     }
+    // A SYN that came again was sent again by the peer.
     if let Some(count) = again.syn_seen.filter(|count| *count > 1) {
-        parts.push(format!("SYN came {count} times"));
+        parts.push(format!("peer {} SYN", count - 1));
     }
     if parts.is_empty() {
         let known = again.syn.is_some() || again.syn_ack.is_some();
         return if known { "0" } else { "-" }.to_owned();
     }
     if let Some(waited) = again.waited_ns.filter(|waited| *waited != 0) {
-        parts.push(format!("waited {}", human(waited)));
+        parts.push(human(waited));
     }
     parts.join(", ")
 }
 
-/// The outcome, for a failure with its evidence, then the flags.
-pub fn outcome(handshake: &Handshake) -> String {
+/// The outcome, for a failure with its evidence, then the flags. Where room is short the evidence is a word and
+/// the flags that only explain a detail are left to `--json`.
+pub fn outcome(handshake: &Handshake, density: Density) -> String {
+    let said = match density {
+        Density::Wide => evidence(&handshake.evidence),
+        Density::Usual | Density::Narrow => short_evidence(&handshake.evidence),
+    };
     let mut text = match handshake.outcome {
         Outcome::Established => "established".to_owned(),
-        failure => format!("{}: {}", failure_word(failure), evidence(&handshake.evidence)),
+        failure if said.is_empty() => failure_word(failure).to_owned(),
+        failure => format!("{}: {said}", failure_word(failure)),
     };
+    if density == Density::Narrow {
+        return text;
+    }
     for flag in &handshake.flags {
         text.push_str(", ");
         text.push_str(flag_words(*flag));
@@ -114,6 +124,24 @@ fn failure_word(outcome: Outcome) -> &'static str {
         Outcome::LocalError => "local error",
         Outcome::NeverAccepted => "never accepted",
         Outcome::Incomplete => "incomplete",
+    }
+}
+
+/// In a word what the outcome does not say by itself; empty if nothing.
+fn short_evidence(evidence: &Evidence) -> String {
+    match (evidence.kind, evidence.errno) {
+        (EvidenceKind::RetransmitTimeout | EvidenceKind::ClosedInSynSent, _) => {
+            evidence.syns.map_or_else(String::new, |syns| counted(syns, "SYN"))
+        }
+        (EvidenceKind::SynAckTimeout, _) => {
+            evidence.syn_acks.map_or_else(String::new, |syn_acks| counted(syn_acks, "SYN-ACK"))
+        }
+        (EvidenceKind::ResetReceived, _) => "RST".to_owned(),
+        (_, Some(number)) if number != 0 => errno::name(number).to_string(),
+        (EvidenceKind::RequestDropped, _) => "dropped half open".to_owned(),
+        (EvidenceKind::EventsLost, _) => "events lost".to_owned(),
+        (EvidenceKind::StoppedWatching, _) => "still open".to_owned(),
+        _ => String::new(),
     }
 }
 

@@ -94,6 +94,16 @@ fn child_queued_before_our_time_is_established_and_seen_late() {
 }
 
 #[test]
+fn new_child_at_the_address_of_one_that_was_there_is_not_seen_late() {
+    // The earlier one died unaccepted, which nothing tells.
+    let server = given_listener().seen_queued_at_start().wait(SEC).syn().syn_ack().wait(MS);
+    for server in [server.clone().final_ack(), server.final_ack_without_queueing()] {
+        let record = server.accept().expect(Outcome::Established);
+        assert_eq!(record.flags, vec![]);
+    }
+}
+
+#[test]
 fn child_of_which_only_accept_was_seen_is_one_record() {
     let record = given_listener().final_ack_unseen().wait(MS).accept().expect(Outcome::Established);
     assert_eq!(record.evidence.kind, EvidenceKind::AcceptReturned);

@@ -132,6 +132,7 @@ fn syn_ack_of_a_syn_before_our_time_is_seen_late() {
     let record = client.syn_ack().expect(Outcome::Established);
     assert_eq!((record.latency_ns, record.phases.wire_ns), (None, None));
     assert_eq!(record.flags, vec![Flag::SeenLate]);
+    assert_eq!((record.retransmits.syn, record.retransmits.waited_ns), (None, None), "nobody counted");
 }
 
 #[test]

@@ -195,9 +195,17 @@ fn any_act() -> impl Strategy<Value = Act> {
         client.script.acts.remove(0).act
     });
     let failed = (0..140_u32).prop_map(|errno| given_client().fails(errno).script.acts.remove(0).act);
-    let accepted = (any_time(), any_time()).prop_map(|(queued_ns, reset_ns)| {
-        Act::Accepted(Accepted { ends: ends(1), process: None, queued_ns, waiting_since_ns: None, reset_ns })
-    });
+    let accepted =
+        (any_time(), any_time(), any::<bool>()).prop_map(|(queued_ns, reset_ns, before_established)| {
+            Act::Accepted(Accepted {
+                ends: ends(1),
+                process: None,
+                queued_ns,
+                waiting_since_ns: None,
+                reset_ns,
+                before_established,
+            })
+        });
     let destroyed = (any_time(), any_time()).prop_map(|(queued_ns, reset_ns)| {
         Act::ChildDestroyed(ChildDestroyed { ends: ends(1), queued_ns, reset_ns })
     });

@@ -118,6 +118,16 @@ fn fast_open_child_is_accepted_before_it_is_established() {
 }
 
 #[test]
+fn fast_open_child_that_no_probe_announced_waits_for_its_final_ack_too() {
+    let server = given_listener().syn().syn_ack().wait(5 * US).accept_in_syn_received();
+    let server = server.wait(3 * SEC).with(|facts| facts.fast_open = true).established();
+    let record = server.expect(Outcome::Established);
+    assert_eq!(record.evidence.kind, EvidenceKind::StateEstablished);
+    assert_eq!((record.phases.accept_ns, record.rtt_ns), (None, None), "when it was queued is unknown");
+    assert_eq!(record.flags, vec![Flag::FastOpen]);
+}
+
+#[test]
 fn fast_open_child_whose_final_ack_never_comes_times_out() {
     let server = given_listener().with(|facts| facts.fast_open = true).syn().syn_ack();
     let server = server.child_queued().accept().wait(60 * SEC).with(|facts| facts.sk_err = Some(ETIMEDOUT));

@@ -106,6 +106,20 @@ impl Server {
             queued_ns: self.facts.queued_ns,
             waiting_since_ns: None,
             reset_ns: self.reset_ns,
+            before_established: false,
+        }));
+        self
+    }
+
+    /// Fast Open without probes: accept() comes first, and tells that it was early.
+    pub(crate) fn accept_in_syn_received(mut self) -> Self {
+        self.script.observe(Act::Accepted(Accepted {
+            ends: self.facts.ends,
+            process: Some(process(81)),
+            queued_ns: None,
+            waiting_since_ns: None,
+            reset_ns: None,
+            before_established: true,
         }));
         self
     }
