@@ -46,7 +46,8 @@ pub fn reset(stream: TcpStream) {
 pub fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: i32) {
     let size = size_of::<i32>() as libc::socklen_t;
     // SAFETY: the option's value is read from an i32 of this function, of which the size is given.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size) };
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size) };
     assert_eq!(result, 0, "option {name} of level {level}: {}", io::Error::last_os_error());
 }
 
