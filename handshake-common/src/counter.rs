@@ -2,7 +2,7 @@
 //!
 //! One [`CpuCounters`] per CPU lives in a memory-mapped array, so that the daemon reads it without a
 //! system call and without a capability. What a newcomer would get wrong: `Filtered` is no loss (the user
-//! asked for it), every other one but `Submitted` is.
+//! asked for it), nor are `DropsUntold` (they are counted); every other one but `Submitted` is.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -28,11 +28,14 @@ pub enum Counter {
     ConnectCallsFull = 7,
     /// Calls of accept() that found `ACCEPT_CALLS` full: when they began to wait is unknown.
     AcceptCallsFull = 8,
+    /// SYNs (and final ACKs) that this host dropped and of which no event tells: so many come at a listener
+    /// that only some a second are told.
+    DropsUntold = 9,
 }
 
 impl Counter {
     /// Every counter, in the order of their slots.
-    pub const ALL: [Counter; 9] = [
+    pub const ALL: [Counter; 10] = [
         Counter::Submitted,
         Counter::RingFull,
         Counter::Filtered,
@@ -42,6 +45,7 @@ impl Counter {
         Counter::QueuedFull,
         Counter::ConnectCallsFull,
         Counter::AcceptCallsFull,
+        Counter::DropsUntold,
     ];
 
     /// The name in `health` records and in metrics.
@@ -56,6 +60,7 @@ impl Counter {
             Counter::QueuedFull => "queued_full",
             Counter::ConnectCallsFull => "connect_calls_full",
             Counter::AcceptCallsFull => "accept_calls_full",
+            Counter::DropsUntold => "drops_untold",
         }
     }
 }

@@ -64,12 +64,12 @@ offsets! {
     sk_ack_backlog = "sock"."sk_ack_backlog",
     /// `sock.sk_max_ack_backlog`: its limit.
     sk_max_ack_backlog = "sock"."sk_max_ack_backlog",
-    /// `inet_sock.inet_sport`: local port, network order.
-    inet_sport = "inet_sock"."inet_sport",
     /// `inet_connection_sock.icsk_retransmits`.
     icsk_retransmits = "inet_connection_sock"."icsk_retransmits",
     /// `inet_connection_sock.icsk_accept_queue.rskq_accept_tail`: the youngest child of a listener.
     icsk_accept_tail = "inet_connection_sock"."icsk_accept_queue.rskq_accept_tail",
+    /// `inet_connection_sock.icsk_accept_queue.qlen`: half-open requests of a listener.
+    icsk_syn_queue = "inet_connection_sock"."icsk_accept_queue.qlen",
     /// `tcp_sock.srtt_us`, eight times the smoothed round-trip time.
     srtt_us = "tcp_sock"."srtt_us",
     /// `tcp_sock.rcv_nxt`.
@@ -78,8 +78,6 @@ offsets! {
     snd_una = "tcp_sock"."snd_una",
     /// `tcp_sock.write_seq`.
     write_seq = "tcp_sock"."write_seq",
-    /// `tcp_sock.bytes_acked`.
-    bytes_acked = "tcp_sock"."bytes_acked",
     /// `tcp_sock.bytes_received`.
     bytes_received = "tcp_sock"."bytes_received",
     /// `tcp_sock.fastopen_rsk`: not null while Fast Open made a child before the final ACK.
@@ -94,10 +92,6 @@ offsets! {
     rx_opt_mss_clamp = "tcp_sock"."rx_opt.mss_clamp",
     /// `request_sock.num_retrans`.
     req_num_retrans = "request_sock"."num_retrans",
-    /// Byte with `request_sock.num_timeout` (bits 1-7 where it shares with `syncookie`).
-    req_num_timeout = "request_sock"."num_timeout",
-    /// `request_sock.rsk_listener`, which is a macro for this member of its `sock_common`.
-    req_listener = "request_sock"."__req_common.skc_listener",
     /// `request_sock.sk`: the child.
     req_child = "request_sock"."sk",
     /// Byte with `inet_request_sock.acked`: TCP_DEFER_ACCEPT swallowed a bare ACK.
@@ -112,12 +106,24 @@ offsets! {
     skb_cb = "sk_buff"."cb",
     /// `tcp_skb_cb.tcp_flags`: its low byte.
     tcp_cb_flags = "tcp_skb_cb"."tcp_flags",
+    /// `tcp_skb_cb.seq`: the segment's sequence number, host order.
+    tcp_cb_seq = "tcp_skb_cb"."seq",
+    /// `sk_buff.sk`.
+    skb_sk = "sk_buff"."sk",
+    /// `sk_buff.protocol`, network order.
+    skb_protocol = "sk_buff"."protocol",
+    /// `sk_buff.head`.
+    skb_head = "sk_buff"."head",
+    /// `sk_buff.network_header`, from `head`.
+    skb_network_header = "sk_buff"."network_header",
+    /// `sk_buff.transport_header`, from `head`.
+    skb_transport_header = "sk_buff"."transport_header",
+    /// `sk_buff.dev`.
+    skb_dev = "sk_buff"."dev",
+    /// `net_device.nd_net.net`.
+    dev_net = "net_device"."nd_net.net",
     /// `socket.sk`.
     socket_sk = "socket"."sk",
-    /// `socket.type`: of no width that every kernel shares; read as two bytes.
-    socket_type = "socket"."type",
-    /// `socket_alloc.vfs_inode.i_ino`, relative to the socket that stands first in it.
-    socket_inode = "socket_alloc"."vfs_inode.i_ino",
     /// `task_struct.files`.
     task_files = "task_struct"."files",
     /// `files_struct.fdt`.
@@ -126,10 +132,14 @@ offsets! {
     fdt_fd = "fdtable"."fd",
     /// `fdtable.max_fds`.
     fdt_max_fds = "fdtable"."max_fds",
+    /// `socket.file`.
+    socket_file = "socket"."file",
+    /// `file.f_inode`.
+    file_inode = "file"."f_inode",
+    /// `inode.i_ino`.
+    inode_number = "inode"."i_ino",
     /// `file.private_data`.
     file_private_data = "file"."private_data",
-    /// `file.f_op`.
-    file_f_op = "file"."f_op",
 }
 
 impl Default for Offsets {

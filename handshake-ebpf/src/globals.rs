@@ -27,6 +27,39 @@ pub static LOADED_NS: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static WAKE_AT_BYTES: Global<u64> = Global::new(256 * 1024);
 
+/// Which numbers of `enum skb_drop_reason` are told, a bit each; the daemon knows them by name.
+#[unsafe(no_mangle)]
+pub static TOLD_REASONS: Global<[u64; 4]> = Global::new([0; 4]);
+
+/// Whether a drop for this reason is told. Reasons of subsystems have numbers far above.
+#[inline(always)]
+pub fn is_told_reason(reason: u32) -> bool {
+    let words: [u64; 4] = global_words();
+    let word = match reason >> 6 {
+        0 => words[0],
+        1 => words[1],
+        2 => words[2],
+        3 => words[3],
+        _ => 0,
+    };
+    word >> (reason & 63) & 1 != 0
+}
+
+#[inline(always)]
+fn global_words() -> [u64; 4] {
+    let address = (&raw const TOLD_REASONS).cast::<u64>();
+    // SAFETY: four words, which the daemon writes before the program is loaded. Volatile, because the compiler
+    // sees the initial value.
+    unsafe {
+        [
+            address.read_volatile(),
+            address.add(1).read_volatile(),
+            address.add(2).read_volatile(),
+            address.add(3).read_volatile(),
+        ]
+    }
+}
+
 /// One field of a read-only global struct, as a constant to the verifier.
 macro_rules! global {
     ($name:ident, $ty:ty, $($field:tt)+) => {{

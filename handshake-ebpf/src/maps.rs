@@ -60,6 +60,23 @@ pub static ACCEPT_CALLS: HashMap<u64, AcceptCall> = HashMap::with_max_entries(16
 #[map]
 pub static IN_SOFTIRQ: PerCpuArray<InSoftirq> = PerCpuArray::with_max_entries(1, 0);
 
+/// How many drops each listener has told of in this second. Key: sock of the listener, 0 for drops before one is
+/// known. Inserted at the first drop, deleted when the listener closes; swept after ten minutes without a drop.
+#[map]
+pub static DROPS: HashMap<u64, DropRate> = HashMap::with_max_entries(1_024, 0);
+
+/// See [`DROPS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct DropRate {
+    /// When this second began.
+    pub since_ns: u64,
+    /// Events in it.
+    pub told: u32,
+    /// Drops since the last event that were counted only.
+    pub untold: u32,
+}
+
 /// See [`RUNTIME`].
 #[repr(C)]
 pub struct Runtime {
@@ -119,6 +136,10 @@ pub struct Request {
     pub last_retransmit_ns: u64,
     /// The listener's sock.
     pub listener: u64,
+    /// The accept queue when it last refused the final ACK.
+    pub accept_queue_length: u32,
+    /// Its limit then.
+    pub accept_queue_limit: u32,
     /// SYNs seen.
     pub syns_seen: u16,
     /// SYN-ACKs sent again.
@@ -181,6 +202,20 @@ pub struct InSoftirq {
     pub timer: u64,
     /// The request that is being dropped.
     pub dropped: u64,
+    /// The segment (`sk_buff`) that the kernel answers or drops, and for which listener.
+    pub segment: u64,
+    /// See `segment`.
+    pub listener: u64,
+    /// The segment whose drop was told last.
+    pub told: u64,
+    /// Not 0: a SYN-ACK was made for `segment`.
+    pub answered: u32,
+    /// The listener's queues when the segment came.
+    pub accept_queue_length: u32,
+    /// See `accept_queue_length`.
+    pub accept_queue_limit: u32,
+    /// See `accept_queue_length`.
+    pub syn_queue_length: u32,
 }
 
 /// What a new entry of [`ACTIVE_OPENS`] is copied from. A constant of the program: 160 zero bytes on the

@@ -100,6 +100,7 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         reset_received: false,
         timed_out: false,
         accept_is_seen: true,
+        ack_dropped: false,
         own: false,
     };
     let left = LeftSynSent {

@@ -152,7 +152,11 @@ impl Job<'_> {
         }) {
             Ok((End::Exited(0), _)) => None,
             Ok((End::Exited(status), _)) => Some(format!("exit status {status}")),
-            Ok((End::TimedOut, _)) => Some(format!("out of time: {} s per kernel", BUDGET.as_secs())),
+            Ok((End::TimedOut, console)) => {
+                // A guest that hung may have said why.
+                log.push_str(&console);
+                Some(format!("out of time: {} s per kernel", BUDGET.as_secs()))
+            }
             Ok((End::Died, boot_log)) => {
                 log.push_str(&boot_log);
                 Some("the guest died".to_owned())

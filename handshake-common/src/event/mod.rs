@@ -7,6 +7,7 @@
 
 pub mod accept_queue;
 pub mod active_open;
+pub mod drop;
 pub mod listener;
 pub mod passive_open;
 pub mod retransmit;
@@ -47,11 +48,13 @@ pub enum EventKind {
     SynRetransmitted = 0x0501,
     /// [`snapshot::SocketSeen`]: a socket that was there before us.
     SocketSeen = 0x0601,
+    /// [`drop::SegmentDropped`]: a segment of a handshake was dropped on this host.
+    SegmentDropped = 0x0701,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 13] = [
+    pub const ALL: [EventKind; 14] = [
         EventKind::SynSent,
         EventKind::ConnectFailed,
         EventKind::LeftSynSent,
@@ -65,6 +68,7 @@ impl EventKind {
         EventKind::ListenerClosed,
         EventKind::SynRetransmitted,
         EventKind::SocketSeen,
+        EventKind::SegmentDropped,
     ];
 
     /// Size of the whole event, header included. No `_` arm: a new kind must say its size.
@@ -83,6 +87,7 @@ impl EventKind {
                 EventKind::ListenerOpened | EventKind::ListenerClosed => size_of::<listener::Listener>(),
                 EventKind::SynRetransmitted => size_of::<retransmit::SynRetransmitted>(),
                 EventKind::SocketSeen => size_of::<snapshot::SocketSeen>(),
+                EventKind::SegmentDropped => size_of::<drop::SegmentDropped>(),
             }
     }
 }

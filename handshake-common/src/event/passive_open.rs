@@ -30,6 +30,8 @@ pub mod flags {
     pub const OWN: u32 = 1 << 8;
     /// The hooks see how the child leaves the accept queue; without this bit nobody should wait for it.
     pub const ACCEPT_IS_SEEN: u32 = 1 << 9;
+    /// An ACK that would have made the child found the accept queue full, and was dropped.
+    pub const ACK_DROPPED: u32 = 1 << 10;
 }
 
 /// All that is known of one passive open.

@@ -8,6 +8,7 @@
 pub mod accept_queue;
 pub mod active_open;
 pub mod connect_call;
+pub mod drop;
 pub mod passive_open;
 pub mod request_end;
 pub mod reset;

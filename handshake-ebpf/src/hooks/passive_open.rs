@@ -71,6 +71,8 @@ pub fn request_created<M: Memory>(listener: Sock<M>, request: RequestSock<M>) {
         final_ack_ns: 0,
         last_retransmit_ns: 0,
         listener: listener.key(),
+        accept_queue_length: 0,
+        accept_queue_limit: 0,
         syns_seen: 1,
         synack_retransmits: 0,
         flags: 0,
@@ -94,7 +96,7 @@ fn syn_time(listener: u64) -> u64 {
 
 /// A segment reached a pending request: the final ACK, a SYN again, or a RST.
 #[inline(always)]
-pub fn segment_at_request<M: Memory>(request: RequestSock<M>, skb: *const u8) {
+pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>, skb: *const u8) {
     let Some(entry) = REQUESTS.get_ptr_mut(request.key()) else { return };
     let Some(segment) = sk_buff::tcp_flags::<M>(skb) else { return };
     // SAFETY: a live entry. Two CPUs may race for one request; what can be lost is one count of a SYN.
@@ -103,8 +105,19 @@ pub fn segment_at_request<M: Memory>(request: RequestSock<M>, skb: *const u8) {
             (*entry).flags |= flags::RESET_RECEIVED;
         } else if segment & SYN != 0 {
             (*entry).syns_seen = (*entry).syns_seen.saturating_add(1);
-        } else if segment & ACK != 0 && (*entry).final_ack_ns == 0 {
-            (*entry).final_ack_ns = now_ns();
+        } else if segment & ACK != 0 {
+            if (*entry).final_ack_ns == 0 {
+                (*entry).final_ack_ns = now_ns();
+            }
+            // tcp_v4_syn_recv_sock asks the same question and makes no child then; the client, who has sent
+            // its ACK, believes that it is connected.
+            if let Some((length, limit)) = listener.accept_queue()
+                && length > limit
+            {
+                (*entry).flags |= flags::ACK_DROPPED;
+                (*entry).accept_queue_length = length;
+                (*entry).accept_queue_limit = limit;
+            }
         }
     }
 }
@@ -140,6 +153,8 @@ pub fn gather<M: Memory>(request: RequestSock<M>, passive: &mut PassiveOpen) {
     passive.syns_seen = entry.syns_seen;
     passive.synack_retransmits = entry.synack_retransmits;
     passive.flags |= entry.flags;
+    passive.accept_queue_length = entry.accept_queue_length;
+    passive.accept_queue_limit = entry.accept_queue_limit;
     if passive.listener == 0 {
         passive.listener = entry.listener;
     }
@@ -256,15 +271,23 @@ pub fn hs_request_kp(context: ProbeContext) -> u32 {
 /// A segment for a pending request.
 #[fentry(function = "tcp_check_req")]
 pub fn hs_check_req_fe(context: FEntryContext) -> i32 {
-    segment_at_request(RequestSock::<Direct>::at(argument!(context, 2)), argument!(context, 1));
+    segment_at_request(
+        Sock::<Direct>::at(argument!(context, 0)),
+        RequestSock::<Direct>::at(argument!(context, 2)),
+        argument!(context, 1),
+    );
     0
 }
 
 /// A segment for a pending request.
 #[kprobe]
 pub fn hs_check_req_kp(context: ProbeContext) -> u32 {
-    let (Some(skb), Some(request)) = (argument!(context, 1), argument!(context, 2)) else { return 0 };
-    segment_at_request(RequestSock::<Copied>::at(request), skb);
+    let (Some(listener), Some(skb), Some(request)) =
+        (argument!(context, 0), argument!(context, 1), argument!(context, 2))
+    else {
+        return 0;
+    };
+    segment_at_request(Sock::<Copied>::at(listener), RequestSock::<Copied>::at(request), skb);
     0
 }
 

@@ -89,6 +89,7 @@ pub extern "C" fn hs_snapshot(context: *mut IterTcp) -> i32 {
                 seen.retransmits = u16::from(retransmits);
             }
         } else if state == TcpState::Listen as u8 {
+            seen.inode = sock.file_inode().unwrap_or(0);
             if let Some((length, limit)) = sock.accept_queue() {
                 seen.accept_queue_length = length;
                 seen.accept_queue_limit = limit;

@@ -73,6 +73,8 @@ fn syn_arrives(cookie: u64) {
         final_ack_ns: 0,
         last_retransmit_ns: 0,
         listener: 0,
+        accept_queue_length: 0,
+        accept_queue_limit: 0,
         syns_seen: 0,
         synack_retransmits: 0,
         flags: 0,

@@ -26,7 +26,7 @@ use crate::{
         sock::Sock,
         task,
     },
-    maps::{ACTIVE_OPENS, CONNECT_CALLS, QUEUED, Queued, REQUESTS, RUNTIME, new_queued},
+    maps::{ACTIVE_OPENS, CONNECT_CALLS, DROPS, QUEUED, Queued, REQUESTS, RUNTIME, new_queued},
 };
 
 /// A socket goes from one state to another.
@@ -235,6 +235,7 @@ fn listener<M: Memory>(sock: Sock<M>, kind: EventKind) {
     if !filter::wants_role(ROLE_SERVER) {
         return;
     }
+    let _ = DROPS.remove(sock.key());
     submit(kind, Attach::Common, sock.key(), 0, |event: &mut Listener| {
         sock.ends(&mut event.endpoints);
         task::owner(&mut event.owner);

@@ -97,6 +97,28 @@ impl<M: Memory> Sock<M> {
         Some((length, limit))
     }
 
+    /// A listener's half-open requests.
+    #[inline(always)]
+    pub fn syn_queue(self) -> Option<u32> {
+        let tcp = M::tcp_sock(self.address)?;
+        M::read::<u32>(tcp, offset!(icsk_syn_queue))
+    }
+
+    /// Inode number of the file that owns it.
+    #[inline(always)]
+    pub fn file_inode(self) -> Option<u64> {
+        let socket = M::read::<*const u8>(self.address, offset!(sk_socket))?;
+        if socket.is_null() {
+            return None;
+        }
+        let file = M::read::<*const u8>(socket, offset!(socket_file))?;
+        if file.is_null() {
+            return None;
+        }
+        let inode = M::read::<*const u8>(file, offset!(file_inode))?;
+        if inode.is_null() { None } else { M::read::<u64>(inode, offset!(inode_number)) }
+    }
+
     /// The youngest child in a listener's accept queue.
     #[inline(always)]
     pub fn youngest_child(self) -> Option<u64> {
@@ -235,12 +257,11 @@ pub fn v4_mapped(address: Option<u32>, to: &mut [u8; 16]) {
 
 #[inline(always)]
 fn v6<M: Memory>(common: *const u8, offset: u32, to: &mut [u8; 16]) {
-    // Two loads of eight bytes: sixteen at once is no load that BPF has.
-    if let (Some(high), Some(low)) =
-        (M::read::<u64>(common, offset), M::read::<u64>(common, offset.wrapping_add(8)))
-    {
-        write_halves([high, low], to);
-    }
+    // Two loads of eight bytes: sixteen at once is no load that BPF has. Each half is a number in any case: of an
+    // `Option` that is not there the compiler copies the undefined part too, which the verifier refuses.
+    let high = M::read::<u64>(common, offset).unwrap_or(0);
+    let low = M::read::<u64>(common, offset.wrapping_add(8)).unwrap_or(0);
+    write_halves([high, low], to);
 }
 
 #[inline(always)]

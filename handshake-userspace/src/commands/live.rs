@@ -20,6 +20,7 @@ use super::output;
 use crate::{
     cli::plan::Plan,
     kernel::{self, HookStatus},
+    model::drop_reasons::DropReasons,
     pipeline::{self, Feed, WhenFull, filter::Gate, notice, shutdown},
     source::{
         live::LiveSource,
@@ -42,7 +43,11 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
             shutdown::install(plan.output.file.is_some()).context("signals cannot be caught")?;
         let trace = kernel::start(&plan.trace)?;
         let hooks = &trace.hooks;
-        let header = RecordingHeader { hooks: hook_texts(hooks), ..header() };
+        let header = RecordingHeader {
+            hooks: hook_texts(hooks),
+            drop_reasons: reason_texts(&trace.drop_reasons),
+            ..header()
+        };
         let recorder = file
             .map(|file| empty(&file).and_then(|()| Recorder::start(file, &header)))
             .transpose()
@@ -65,6 +70,7 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
         };
         let flow = pipeline::Plan {
             boot: header.boot(),
+            drop_reasons: trace.drop_reasons.clone(),
             waiting: waiting(&plan),
             gate: Gate::new(plan.filter.clone(), plan.tail),
             count: plan.count,
@@ -105,7 +111,12 @@ fn header() -> RecordingHeader {
         boot_id: boot_id.trim().to_owned(),
         abi_version: ABI_VERSION,
         hooks: Vec::new(),
+        drop_reasons: Vec::new(),
     }
+}
+
+fn reason_texts(reasons: &DropReasons) -> Vec<(u32, String)> {
+    reasons.names().iter().map(|(number, name)| (*number, name.to_string())).collect()
 }
 
 fn hook_texts(hooks: &[HookStatus]) -> Vec<(String, String)> {

@@ -3,13 +3,14 @@
 //! What a newcomer would get wrong: `--duration` is time of the recording. A replay runs as fast as it can
 //! and waits for slow sinks, so nothing is dropped.
 
-use std::{fs::File, path::Path, process::ExitCode};
+use std::{fs::File, path::Path, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 
 use super::output;
 use crate::{
     cli::plan::{Plan, nanoseconds},
+    model::{drop_reasons::DropReasons, process::SafeText},
     pipeline::{self, Feed, WhenFull, filter::Gate, notice, shutdown},
     source::recording::{RecordingSource, reader::Ending},
 };
@@ -20,12 +21,18 @@ pub fn run(plan: Plan, path: &Path) -> anyhow::Result<ExitCode> {
     let source = RecordingSource::open(file).with_context(|| path.display().to_string())?;
     let sinks = output::sinks(&plan, true)?;
     let boot = source.header().boot();
+    let named = source.header().drop_reasons.iter();
+    let drop_reasons = DropReasons::from_names(named.map(|(number, name)| {
+        // A recording is any file: what it calls a reason is shown, so it is made safe to show.
+        (*number, Arc::from(SafeText::from_kernel_bytes(name.as_bytes()).as_str()))
+    }));
     let oddities = source.ending();
     let ending = super::runtime()?.block_on(async {
         let (stop, reopen) =
             shutdown::install(plan.output.file.is_some()).context("signals cannot be caught")?;
         let flow = pipeline::Plan {
             boot,
+            drop_reasons,
             gate: Gate::new(plan.filter.clone(), plan.tail),
             count: plan.count,
             stream_limit_ns: plan.duration.map(nanoseconds),

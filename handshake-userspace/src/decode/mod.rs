@@ -10,6 +10,7 @@
 
 mod accept_queue;
 mod active_open;
+mod drop;
 mod endpoint;
 mod listener;
 mod passive_open;
@@ -119,6 +120,7 @@ fn act(kind: EventKind, payload: &[u8]) -> Result<Act, DecodeError> {
         EventKind::ListenerClosed => Act::ListenerClosed(listener::listener(&read(kind, payload)?)),
         EventKind::SynRetransmitted => retransmit::syn_retransmitted(&read(kind, payload)?),
         EventKind::SocketSeen => snapshot::socket_seen(&read(kind, payload)?)?,
+        EventKind::SegmentDropped => drop::segment_dropped(&read(kind, payload)?),
     })
 }
 

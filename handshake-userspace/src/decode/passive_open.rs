@@ -43,6 +43,7 @@ pub(super) fn passive_open(raw: &raw::PassiveOpen) -> Result<Box<PassiveOpen>, D
         timed_out: has(flags::TIMED_OUT),
         accept_is_seen: has(flags::ACCEPT_IS_SEEN),
         own: has(flags::OWN),
+        ack_dropped: has(flags::ACK_DROPPED),
     }))
 }
 

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use handshake_common::{
     endpoint::{AF_INET, AF_INET6, Endpoints, V4_MAPPED},
     event::{
-        ABI_VERSION, Attach, EventHeader, EventKind, accept_queue, active_open, listener, passive_open,
+        ABI_VERSION, Attach, EventHeader, EventKind, accept_queue, active_open, drop, listener, passive_open,
         retransmit, snapshot,
     },
     owner::Owner,
@@ -128,6 +128,7 @@ fn valid_event(kind: EventKind) -> Vec<u8> {
         EventKind::ChildDestroyed => event(kind, &accept_queue::ChildDestroyed::default()),
         EventKind::ListenerOpened | EventKind::ListenerClosed => event(kind, &listener::Listener::default()),
         EventKind::SynRetransmitted => event(kind, &retransmit::SynRetransmitted::default()),
+        EventKind::SegmentDropped => event(kind, &drop::SegmentDropped::default()),
         EventKind::SocketSeen => {
             event(kind, &snapshot::SocketSeen { state: TcpState::Listen as u8, ..Default::default() })
         }

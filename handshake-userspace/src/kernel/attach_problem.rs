@@ -45,6 +45,7 @@ pub(super) fn kind(place: Place) -> &'static str {
         Place::Fentry(_) => "fentry",
         Place::Fexit(_) => "fexit",
         Place::Kprobe(_) => "kprobe",
+        Place::Kretprobe(_) => "kretprobe",
         Place::BtfTracepoint(_) => "BTF tracepoint",
         Place::SystemCall(_) => "tracepoint",
         Place::SockOps => "sock_ops",

@@ -50,6 +50,8 @@ pub enum Place {
     Fexit(&'static str),
     /// At its entry, by kprobe.
     Kprobe(&'static str),
+    /// At its return, by kprobe: only for functions that don't sleep, else calls are lost silently.
+    Kretprobe(&'static str),
     /// A tracepoint, with BTF-typed arguments.
     BtfTracepoint(&'static str),
     /// A system call tracepoint, through perf.
@@ -67,6 +69,7 @@ impl Place {
             Place::Fentry(name)
             | Place::Fexit(name)
             | Place::Kprobe(name)
+            | Place::Kretprobe(name)
             | Place::BtfTracepoint(name)
             | Place::SystemCall(name)
             | Place::SeenBy(name) => name,
@@ -176,6 +179,35 @@ pub const HOOKS: &[Hook] = &[
             tracepoint(&[SOCK_OPS], "the SYN-ACK's time: `phases.synack_ns` and `phases.ack_ns`"),
         ],
         without_it: "server records lack `phases.synack_ns`, and their latency starts at the SYN-ACK, where that is known",
+        required: false,
+    },
+    Hook {
+        name: "syn_dropped",
+        ways: &[
+            fentry(&[
+                program("hs_conn_req_fe", Place::Fentry("tcp_conn_request")),
+                program("hs_synack_fe", Place::Fentry("tcp_make_synack")),
+                program("hs_conn_req_fx", Place::Fexit("tcp_conn_request")),
+                optional("hs_cookie4_fx", Place::Fexit("cookie_v4_check")),
+                optional("hs_cookie6_fx", Place::Fexit("cookie_v6_check")),
+            ]),
+            kprobe(&[
+                program("hs_conn_req_kp", Place::Kprobe("tcp_conn_request")),
+                program("hs_synack_kp", Place::Kprobe("tcp_make_synack")),
+                program("hs_conn_req_kr", Place::Kretprobe("tcp_conn_request")),
+                optional("hs_cookie_kp", Place::Kprobe("cookie_v4_check")),
+                optional("hs_cookie_kr", Place::Kretprobe("cookie_v4_check")),
+                optional("hs_cookie_kp", Place::Kprobe("cookie_v6_check")),
+                optional("hs_cookie_kr", Place::Kretprobe("cookie_v6_check")),
+            ]),
+        ],
+        without_it: "SYNs that a listener drops because a queue is full are not shown",
+        required: false,
+    },
+    Hook {
+        name: "segment_freed",
+        ways: &[common(&[program("hs_skb_dropped", Place::BtfTracepoint("kfree_skb"))])],
+        without_it: "SYNs that a firewall or another layer of this host drops are not shown",
         required: false,
     },
     Hook {

@@ -28,7 +28,10 @@ use super::{
     snapshot,
     sweep::Sweeper,
 };
-use crate::source::ring_buffer::{RingBufferSource, monotonic_ns};
+use crate::{
+    model::drop_reasons::DropReasons,
+    source::ring_buffer::{RingBufferSource, monotonic_ns},
+};
 
 const BTF_OF_THE_KERNEL: &str = "/sys/kernel/btf/vmlinux";
 /// Per CPU; rounded up to a power of two and bounded below.
@@ -45,7 +48,7 @@ const FAILURES_THAT_CONDEMN_A_MODE: usize = 2;
 pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let bytes = object()?;
     let path = options.btf.clone().unwrap_or_else(|| BTF_OF_THE_KERNEL.into());
-    let resolved = resolve(&path)?;
+    let (resolved, drop_reasons) = resolve(&path)?;
     let missing = host::missing_capabilities();
     if !missing.is_empty() {
         return Err(StartError::NoPrivilege(format!(
@@ -59,7 +62,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let cpus = aya::util::nr_cpus()
         .map_err(|(file, error)| StartError::Failed(format!("cannot count CPUs: {file}: {error}")))?;
     let locked = host::kernel_memory_is_locked();
-    let mut ebpf = load(bytes, options, &btf, &resolved.offsets, cpus, locked)?;
+    let mut ebpf = load(bytes, options, &btf, &resolved.offsets, &drop_reasons, cpus, locked)?;
     let mut counters = KernelCounters::map(&ebpf, cpus)?;
     let mut attacher = Attacher::new(&btf, options.attach, locked);
     let mut hooks = Vec::with_capacity(HOOKS.len());
@@ -87,6 +90,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let source = RingBufferSource::new(ring, seen)
         .map_err(|error| StartError::Failed(format!("the ring buffer cannot be polled: {error}")))?;
     Ok(LiveTrace {
+        drop_reasons,
         source,
         counters,
         hooks,
@@ -98,7 +102,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     })
 }
 
-fn resolve(path: &std::path::Path) -> Result<ResolvedOffsets, StartError> {
+fn resolve(path: &std::path::Path) -> Result<(ResolvedOffsets, DropReasons), StartError> {
     if !path.exists() {
         return Err(StartError::Unsupported(format!(
             "{} does not exist: this kernel was built without BTF (CONFIG_DEBUG_INFO_BTF), so the places of its \
@@ -113,7 +117,8 @@ fn resolve(path: &std::path::Path) -> Result<ResolvedOffsets, StartError> {
             path.display()
         )),
     })?;
-    offsets::resolve(&btf).map_err(|error| StartError::Unsupported(error.to_string()))
+    let offsets = offsets::resolve(&btf).map_err(|error| StartError::Unsupported(error.to_string()))?;
+    Ok((offsets, super::drop_reasons::of(&btf)))
 }
 
 fn load(
@@ -121,12 +126,14 @@ fn load(
     options: &TraceOptions,
     btf: &Btf,
     offsets: &Offsets,
+    drop_reasons: &DropReasons,
     cpus: usize,
     locked: bool,
 ) -> Result<Ebpf, StartError> {
     let ring_bytes = ring_bytes(options.ring_bytes, cpus);
     let locked_down = u32::from(locked);
     let loaded_ns = monotonic_ns();
+    let told_reasons = drop_reasons.told();
     let wake_at_bytes = u64::from(ring_bytes) / WAKE_AT_PART;
     let log_level = log_messages::level();
     EbpfLoader::new()
@@ -136,6 +143,7 @@ fn load(
         .override_global("LOCKED_DOWN", &locked_down, true)
         .override_global("LOADED_NS", &loaded_ns, true)
         .override_global("WAKE_AT_BYTES", &wake_at_bytes, true)
+        .override_global("TOLD_REASONS", &told_reasons, true)
         // Absent when no log statement survived compilation.
         .override_global(aya_log::LEVEL, &log_level, false)
         .map_max_entries("EVENTS", ring_bytes)
@@ -292,7 +300,7 @@ impl<'a> Attacher<'a> {
                 program.load(function, self.btf)?;
                 program.attach()?;
             }
-            Place::Kprobe(function) => {
+            Place::Kprobe(function) | Place::Kretprobe(function) => {
                 let program: &mut KProbe = program.try_into()?;
                 unless_loaded(program.load())?;
                 program.attach(function, 0)?;
@@ -327,7 +335,7 @@ impl<'a> Attacher<'a> {
 
     fn explain(&self, place: Place, error: &AttachProblem) -> String {
         let mut text = chain(error);
-        if self.locked && matches!(place, Place::Kprobe(_) | Place::SystemCall(_)) {
+        if self.locked && matches!(place, Place::Kprobe(_) | Place::Kretprobe(_) | Place::SystemCall(_)) {
             text.push_str(" (lockdown=confidentiality forbids it)");
         }
         text

@@ -7,6 +7,7 @@ mod attach_problem;
 pub mod btf;
 mod counters;
 pub mod doctor;
+mod drop_reasons;
 mod hook_table;
 mod host;
 mod loader;
@@ -23,7 +24,7 @@ use handshake_common::{event::Attach, filter::Filter};
 
 use self::sweep::Sweeper;
 pub use self::{attach_problem::name, counters::KernelCounters, loader::start, object::BUILT_WITH};
-use crate::source::ring_buffer::RingBufferSource;
+use crate::{model::drop_reasons::DropReasons, source::ring_buffer::RingBufferSource};
 
 /// `--attach`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +61,8 @@ pub struct LiveTrace {
     pub counters: KernelCounters,
     /// Every hook, and what became of it.
     pub hooks: Vec<HookStatus>,
+    /// The kernel's names for why it drops segments.
+    pub drop_reasons: DropReasons,
     /// Kernel fields that this kernel lacks, each with the reason.
     pub missing_fields: Vec<(&'static str, String)>,
     /// lockdown=confidentiality: only direct loads.

@@ -144,7 +144,8 @@ const NO_FAST_OPEN: &str = "Fast Open is not recognised, and its ISNs are not sh
 const NO_OPTIONS: &str = "the negotiated TCP options are not shown";
 const NO_REQUEST: &str = "the listener and the child of a half-open connection are not known";
 const NO_SYN_ACK_COUNT: &str = "retransmitted SYN-ACKs are not counted";
-const NO_INODE: &str = "sockets that were there before us are not joined to their processes";
+const NO_INODE: &str = "listeners that were there before us are not joined to their processes";
+const NO_DROP: &str = "who sent a SYN that was dropped here is not shown";
 const NO_FILES: &str = "accept() and connect() are not joined to their sockets in tracepoint mode";
 
 /// One row for each of [`Offsets::FIELDS`], in its order (a test holds them together).
@@ -168,14 +169,13 @@ const RULES: &[Rule] = &[
     optional("sk_socket", &[8], NO_INODE),
     optional("sk_ack_backlog", &[4], NO_QUEUE),
     optional("sk_max_ack_backlog", &[4], NO_QUEUE),
-    optional("inet_sport", &[2], "local ports are shown only from the SYN on"),
     optional("icsk_retransmits", &[1], "SYNs that were sent again before we watched are not counted"),
     optional("icsk_accept_tail", &[8], "children are not joined to their listeners in tracepoint mode"),
+    optional("icsk_syn_queue", &[4], NO_QUEUE),
     optional("srtt_us", &[4], "the kernel's smoothed round-trip time is not shown"),
     optional("rcv_nxt", &[4], NO_ISN),
     optional("snd_una", &[4], NO_ISN),
     optional("write_seq", &[4], "our ISN is known only from ESTABLISHED on"),
-    optional("bytes_acked", &[8], NO_FAST_OPEN),
     optional("bytes_received", &[8], NO_FAST_OPEN),
     optional("fastopen_rsk", &[8], NO_FAST_OPEN),
     bits("syn_data", &[("syn_data", 2, 1), ("syn_fastopen", 3, 1), ("syn_data_acked", 6, 1)], NO_FAST_OPEN),
@@ -187,8 +187,6 @@ const RULES: &[Rule] = &[
     bits("rx_opt_snd_wscale", &[("rx_opt.snd_wscale", 0, 4), ("rx_opt.rcv_wscale", 4, 4)], NO_OPTIONS),
     optional("rx_opt_mss_clamp", &[2], NO_OPTIONS),
     optional("req_num_retrans", &[1], NO_SYN_ACK_COUNT),
-    bits("req_num_timeout", &[("syncookie", 0, 1), ("num_timeout", 1, 7)], NO_SYN_ACK_COUNT),
-    optional("req_listener", &[8], NO_REQUEST),
     optional("req_child", &[8], NO_REQUEST),
     bits("ireq_acked", &[("acked", 4, 1)], "the wait of TCP_DEFER_ACCEPT is not told from the network's"),
     optional("treq_snt_synack", &[8], "phases `synack` and `ack` of passive opens are not shown"),
@@ -197,15 +195,23 @@ const RULES: &[Rule] = &[
     optional("skb_cb", &[48], "the flags of the segment that answered a SYN are not known"),
     // u8 up to 6.16, u16 since: on a little-endian machine the low byte stands first either way.
     optional("tcp_cb_flags", &[1, 2], "the flags of the segment that answered a SYN are not known"),
+    optional("tcp_cb_seq", &[4], NO_DROP),
+    optional("skb_sk", &[8], NO_DROP),
+    optional("skb_protocol", &[2], NO_DROP),
+    optional("skb_head", &[8], NO_DROP),
+    optional("skb_network_header", &[2], NO_DROP),
+    optional("skb_transport_header", &[2], NO_DROP),
+    optional("skb_dev", &[8], NO_DROP),
+    optional("dev_net", &[8], NO_DROP),
     optional("socket_sk", &[8], NO_FILES),
-    optional("socket_type", &[2], NO_FILES),
-    optional("socket_inode", &[8], NO_INODE),
     optional("task_files", &[8], NO_FILES),
     optional("files_fdt", &[8], NO_FILES),
     optional("fdt_fd", &[8], NO_FILES),
     optional("fdt_max_fds", &[4], NO_FILES),
+    optional("socket_file", &[8], NO_INODE),
+    optional("file_inode", &[8], NO_INODE),
+    optional("inode_number", &[8], NO_INODE),
     optional("file_private_data", &[8], NO_FILES),
-    optional("file_f_op", &[8], NO_FILES),
 ];
 
 #[cfg(test)]

@@ -17,11 +17,13 @@ const CALL_AGE_NS: u64 = 3_600_000_000_000;
 /// Handles on the tables that can leak.
 pub struct Sweeper {
     /// `Request`: the creation time is its second word.
-    requests: Option<HashMap<MapData, u64, [u64; 6]>>,
+    requests: Option<HashMap<MapData, u64, [u64; 7]>>,
     /// `ConnectCall`: the time is its first word.
     connect_calls: Option<HashMap<MapData, u64, [u64; 4]>>,
     /// `AcceptCall`: the time is its first word.
     accept_calls: Option<HashMap<MapData, u64, [u64; 2]>>,
+    /// `DropRate`: the time is its first word.
+    drops: Option<HashMap<MapData, u64, [u64; 2]>>,
 }
 
 impl Sweeper {
@@ -30,6 +32,7 @@ impl Sweeper {
             requests: table(ebpf, "REQUESTS"),
             connect_calls: table(ebpf, "CONNECT_CALLS"),
             accept_calls: table(ebpf, "ACCEPT_CALLS"),
+            drops: table(ebpf, "DROPS"),
         }
     }
 
@@ -38,6 +41,7 @@ impl Sweeper {
         sweep(&mut self.requests, now_ns, REQUEST_AGE_NS, |value| value[1])
             + sweep(&mut self.connect_calls, now_ns, CALL_AGE_NS, |value| value[0])
             + sweep(&mut self.accept_calls, now_ns, CALL_AGE_NS, |value| value[0])
+            + sweep(&mut self.drops, now_ns, REQUEST_AGE_NS, |value| value[0])
     }
 }
 

@@ -3,12 +3,12 @@
 //! All times are nanoseconds of CLOCK_MONOTONIC or differences of them; a sink turns `began_ns` into wall
 //! time with the anchor. What a newcomer would get wrong: `None` is the only way to say unknown.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use handshake_common::event::Attach;
 
 use super::{
-    outcome::{AcceptOutcome, Evidence, Flag, Outcome, Role},
+    outcome::{AcceptOutcome, Evidence, EvidenceKind, Flag, Outcome, Role},
     process::Process,
 };
 
@@ -67,6 +67,8 @@ pub struct Handshake {
     pub options: Option<Options>,
     /// The accept queue when the child was queued (server).
     pub accept_queue: Option<AcceptQueue>,
+    /// Segments of it that this host dropped.
+    pub dropped: Option<Dropped>,
     /// Sorted, without repeats.
     pub flags: Vec<Flag>,
     /// By which hooks it was seen; `None` stands for a mixture.
@@ -123,6 +125,17 @@ pub struct Options {
     pub sack: bool,
     /// Timestamps.
     pub timestamps: bool,
+}
+
+/// Segments that this host dropped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// How many: SYNs (a server's that came, a client's that were to leave), or final ACKs.
+    pub segments: u32,
+    /// What they died of.
+    pub cause: EvidenceKind,
+    /// The kernel's name for it, without its prefix.
+    pub reason: Option<Arc<str>>,
 }
 
 /// A listener's accept queue at one moment.

@@ -128,6 +128,8 @@ pub enum Act {
     },
     /// A socket that was there before us.
     SocketSeen(SocketSeen),
+    /// This host dropped a segment of a handshake.
+    SegmentDropped(Box<SegmentDropped>),
 }
 
 /// See [`Act::SynSent`].
@@ -258,6 +260,38 @@ pub struct PassiveOpen {
     pub accept_is_seen: bool,
     /// One of our own sockets.
     pub own: bool,
+    /// An ACK that would have made the child found the accept queue full.
+    pub ack_dropped: bool,
+}
+
+/// See [`Act::SegmentDropped`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SegmentDropped {
+    /// Both ends; the remote one is unknown where memory may not be copied.
+    pub ends: Ends,
+    /// The listener, where the segment got that far.
+    pub listener: Option<u64>,
+    /// ISN of the end that opened actively.
+    pub isn: Option<u32>,
+    /// The final ACK with a SYN cookie; else a SYN.
+    pub cookie_ack: bool,
+    /// On its way out of this host.
+    pub outgoing: bool,
+    /// The kernel's number for the reason.
+    pub reason: Option<u32>,
+    /// The listener's queues when it came.
+    pub queues: Option<Queues>,
+}
+
+/// Both queues of a listener at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queues {
+    /// Children that wait for accept().
+    pub accept_length: u32,
+    /// How many may.
+    pub accept_limit: u32,
+    /// Half-open requests.
+    pub syn_length: u32,
 }
 
 /// See [`Act::Accepted`].

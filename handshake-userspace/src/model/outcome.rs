@@ -34,6 +34,10 @@ pub enum Outcome {
     LocalError,
     /// The connection was made, and died in the accept queue unaccepted.
     NeverAccepted,
+    /// This host dropped every SYN of the attempt.
+    SynDropped,
+    /// This host dropped the final ACK, so the client believes that it is connected, and nobody here does.
+    AckDropped,
     /// We lost sight of it.
     Incomplete,
 }
@@ -76,6 +80,14 @@ pub enum EvidenceKind {
     StoppedWatching,
     /// The tracker's table was full.
     TableFull,
+    /// The listener's accept queue was full (more children than its limit).
+    AcceptQueueFull,
+    /// The listener had as many half-open requests as its limit allows.
+    SynQueueFull,
+    /// The kernel named a reason ([`super::handshake::Dropped::reason`]).
+    DropReason,
+    /// The kernel took the SYN, made no SYN-ACK, and gave no reason; no queue was full.
+    NoSynAckMade,
 }
 
 /// What an outcome rests on, with the numbers.
@@ -117,6 +129,10 @@ pub enum Flag {
     SynTimeLost,
     /// Events of this CPU were lost while it was open; a detail may be missing.
     EventsLost,
+    /// This host dropped a SYN of it before it let one in.
+    SynDropped,
+    /// This host dropped an ACK of it, because the accept queue was full.
+    AckDropped,
 }
 
 /// What became of a child that was still queued when its handshake record was written.

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 pub use self::fan_out::WhenFull;
 use self::{fan_out::FanOut, filter::Gate, stage::Stage};
 use crate::{
-    model::health::Health,
+    model::{drop_reasons::DropReasons, health::Health},
     sinks::{Record, Sink, summary::Summary},
     source::{EventSource, SourceError, SourceItem, recording::writer::Recorder},
 };
@@ -46,6 +46,8 @@ pub struct Feed<S> {
 pub struct Plan {
     /// For the keys of records: from the boot id of the kernel that made the events.
     pub boot: u32,
+    /// The kernel's names for why it drops segments.
+    pub drop_reasons: DropReasons,
     /// Which records to show.
     pub gate: Gate,
     /// End after this many handshake records.

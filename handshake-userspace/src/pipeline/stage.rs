@@ -40,7 +40,11 @@ pub(super) struct Stage {
 impl Stage {
     pub(super) fn new(plan: Plan) -> Self {
         Stage {
-            tracker: Tracker::new(TrackerConfig { boot: plan.boot, ..TrackerConfig::default() }),
+            tracker: Tracker::new(TrackerConfig {
+                boot: plan.boot,
+                drop_reasons: plan.drop_reasons.names(),
+                ..TrackerConfig::default()
+            }),
             gate: plan.gate,
             clock: WallClock::default(),
             accounting: Accounting::default(),

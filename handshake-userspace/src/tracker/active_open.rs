@@ -34,6 +34,9 @@ pub(super) struct ActiveOpen {
     pub(super) syns_uncounted: bool,
     pub(super) syn_retransmits: u32,
     pub(super) last_retransmit_ns: Option<u64>,
+    /// SYNs that this host dropped on their way out, and why.
+    pub(super) syns_dropped: u32,
+    pub(super) drop_reason: Option<u32>,
     /// connect() went back to its caller while the socket was still in SYN-SENT.
     pub(super) returned_early: bool,
     /// connect() went back to its caller after the end: when, and the errno.
@@ -241,7 +244,7 @@ impl Tracker {
     }
 
     /// Takes out the active open that an event is about.
-    fn take_active(&mut self, at: At) -> Option<Entry> {
+    pub(super) fn take_active(&mut self, at: At) -> Option<Entry> {
         let entry = self.table.get(at.socket.address)?;
         let is_it = entry.identity.is_life_of(at.socket) && matches!(entry.kind, Kind::Active(_));
         if is_it { self.table.take(at.socket.address) } else { None }

@@ -5,7 +5,7 @@
 
 use handshake_common::event::Attach;
 
-use super::{active_open::ActiveOpen, passive_open::Child, queued::QueuedChild};
+use super::{active_open::ActiveOpen, drops::DroppedAttempt, passive_open::Child, queued::QueuedChild};
 use crate::model::observation::{Ends, Observation, SocketKey};
 
 /// See the module.
@@ -39,6 +39,8 @@ pub(super) enum Kind {
     Child(Box<Child>),
     /// Passive open, written, still in the accept queue.
     Queued(Box<QueuedChild>),
+    /// Passive open of which every segment was dropped so far.
+    Dropped(Box<DroppedAttempt>),
 }
 
 impl Identity {

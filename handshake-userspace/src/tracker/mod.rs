@@ -9,6 +9,7 @@
 //! else the records would depend on how the reader's batches fell.
 
 mod active_open;
+mod drops;
 mod entry;
 mod listeners;
 mod loss;
@@ -23,6 +24,8 @@ mod views;
 
 #[cfg(test)]
 mod tests;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use handshake_common::tcp::TcpState;
 
@@ -60,6 +63,11 @@ pub struct TrackerConfig {
     pub accept_patience_ns: u64,
     /// How long a record waits for the return of a system call that is about to come.
     pub wake_patience_ns: u64,
+    /// How long an attempt whose SYN was dropped waits for its next one: longer than the gaps between the first
+    /// SYNs (1, 2, 4 s; RFC 6298 section 2), so that one attempt is one record, and short enough to be told.
+    pub next_syn_patience_ns: u64,
+    /// The kernel's names for its drop reasons, by number.
+    pub drop_reasons: Arc<BTreeMap<u32, Arc<str>>>,
     /// After how long a silence a handshake is given up as incomplete. Longer than any pause of the kernel's
     /// retransmission timer (120 s, `TCP_RTO_MAX`).
     pub expire_ns: u64,
@@ -75,6 +83,8 @@ impl Default for TrackerConfig {
             max_queued: 200_000,
             accept_patience_ns: 1_000_000_000,
             wake_patience_ns: 200_000_000,
+            next_syn_patience_ns: 4_500_000_000,
+            drop_reasons: Arc::default(),
             expire_ns: 600_000_000_000,
         }
     }
@@ -89,6 +99,8 @@ pub struct Tracker {
     losses: Losses,
     given_up: GivenUp,
     counts: TrackerCounts,
+    /// Attempts in the table of which no segment was let in so far.
+    dropped_attempts: usize,
     /// Counter of the latest key.
     latest_key: u64,
     /// The latest time that an observation or a tick told.
@@ -118,13 +130,14 @@ impl Tracker {
     /// One that has seen nothing.
     pub fn new(config: TrackerConfig) -> Self {
         Tracker {
-            table: Table::new(config.wake_patience_ns, config.accept_patience_ns, config.expire_ns),
+            table: Table::new(&config),
             config,
             held: ReorderBuffer::default(),
             listeners: Listeners::default(),
             losses: Losses::default(),
             given_up: GivenUp::default(),
             counts: TrackerCounts::default(),
+            dropped_attempts: 0,
             latest_key: 0,
             newest_ns: 0,
             watermark_ns: 0,
@@ -223,6 +236,7 @@ impl Tracker {
             Act::ListenerClosed(_) => self.listeners.closed(at.socket.address),
             Act::SynRetransmitted { ends, attempt } => self.syn_retransmitted(at, ends, attempt, out),
             Act::SocketSeen(seen) => self.socket_seen(at, seen, out),
+            Act::SegmentDropped(act) => self.segment_dropped(at, *act, out),
         }
     }
 
@@ -307,10 +321,23 @@ impl Tracker {
             },
         };
         let (record, still_queued) = match kind {
-            Kind::Active(open) => (record::of_active_open(*open, head), None),
+            Kind::Active(open) => {
+                let dropped = (open.syns_dropped != 0)
+                    .then(|| self.told_drops(open.syns_dropped, EvidenceKind::DropReason, open.drop_reason));
+                (record::of_active_open(*open, dropped, head), None)
+            }
+            Kind::Dropped(attempt) => {
+                self.dropped_attempts -= 1;
+                let dropped = self.told_drops(attempt.segments, attempt.cause(), attempt.reason);
+                (record::of_dropped_attempt(*attempt, dropped, head), None)
+            }
             Kind::Child(child) => {
                 let still_queued = child.is_in_queue().then_some((child.ends, child.queued_ns));
-                (record::of_child(*child, head), still_queued)
+                let dropped = child
+                    .dropped
+                    .as_ref()
+                    .map(|attempt| self.told_drops(attempt.segments, attempt.cause(), attempt.reason));
+                (record::of_child(*child, dropped, head), still_queued)
             }
             Kind::Queued(child) => {
                 self.counts.queued -= 1;

@@ -10,6 +10,7 @@ use handshake_common::tcp::TcpState;
 
 use super::{
     Tracker, Why,
+    drops::DroppedAttempt,
     entry::{At, Entry, Kind, complete_ends},
     queued::Leaving,
     table::Patience,
@@ -42,6 +43,8 @@ pub(super) struct Child {
     pub(super) own: bool,
     /// The snapshot found it queued before we watched.
     pub(super) seen_late: bool,
+    /// Segments of it that were dropped before one was let in.
+    pub(super) dropped: Option<Box<DroppedAttempt>>,
     /// Who listened when it was queued.
     pub(super) listener_process: Option<Arc<Process>>,
 }
@@ -84,6 +87,7 @@ impl Child {
             later.syn_not_seen |= earlier.syn_not_seen;
             later.syn_table_full |= earlier.syn_table_full;
             later.accept_is_seen |= earlier.accept_is_seen;
+            later.ack_dropped |= earlier.ack_dropped;
         }
         self.half_open = Some(later);
     }
@@ -110,7 +114,7 @@ impl Tracker {
                     self.given_up.add(queued_ns);
                     return;
                 }
-                self.begin_child(at, Some(queued_ns))
+                self.begin_or_continue(at, queued_ns, &act)
             }
         };
         entry.identity.fed_by(at);
@@ -149,10 +153,10 @@ impl Tracker {
                 }
                 _ => {
                     self.finish(entry, Why::Displaced, out);
-                    self.begin_child(at, Some(act.queued_ns.unwrap_or(at.time_ns)))
+                    self.begin_or_continue(at, act.queued_ns.unwrap_or(at.time_ns), &act)
                 }
             },
-            None => self.begin_child(at, Some(act.queued_ns.unwrap_or(at.time_ns))),
+            None => self.begin_or_continue(at, act.queued_ns.unwrap_or(at.time_ns), &act),
         };
         entry.identity.fed_by(at);
         if let Kind::Child(child) = &mut entry.kind {
@@ -169,14 +173,13 @@ impl Tracker {
     /// A request sock died half open. Its address is not a socket's, so it meets no entry, and its record
     /// needs nothing more.
     pub(super) fn request_died(&mut self, at: At, act: Box<PassiveOpen>, out: &mut Vec<HandshakeUpdate>) {
-        let mut child = Child {
-            closed: true,
-            request_died: true,
-            listener_process: self.listeners.owner(act.listener),
-            ..Child::default()
-        };
-        child.complete_by(act);
-        let entry = self.begin(at, at.time_ns, Kind::Child(Box::new(child)));
+        let mut entry = self.begin_or_continue(at, at.time_ns, &act);
+        if let Kind::Child(child) = &mut entry.kind {
+            child.closed = true;
+            child.request_died = true;
+            child.listener_process = self.listeners.owner(act.listener);
+            child.complete_by(act);
+        }
         self.finish(entry, Why::Ended, out);
     }
 
@@ -195,7 +198,7 @@ impl Tracker {
                     self.left_queue(at, identity, *child, leaving, out);
                     return;
                 }
-                Kind::Active(_) => {
+                Kind::Active(_) | Kind::Dropped(_) => {
                     self.finish(Entry { identity, kind }, Why::Displaced, out);
                     self.begin_child(at, act.queued_ns)
                 }
@@ -233,7 +236,7 @@ impl Tracker {
                     self.left_queue(at, identity, *child, leaving, out);
                     return;
                 }
-                Kind::Active(_) => {
+                Kind::Active(_) | Kind::Dropped(_) => {
                     self.finish(Entry { identity, kind }, Why::Displaced, out);
                     self.begin_child(at, act.queued_ns)
                 }
@@ -256,7 +259,7 @@ impl Tracker {
 
     /// A child whose queueing was seen is none of those that the snapshot found, though its address may be:
     /// nothing tells when one of those dies.
-    fn begin_child(&mut self, at: At, queued_ns: Option<u64>) -> Entry {
+    pub(super) fn begin_child(&mut self, at: At, queued_ns: Option<u64>) -> Entry {
         let was_there = self.listeners.forget_child(at.socket.address);
         let child = Child { seen_late: was_there && queued_ns.is_none(), ..Child::default() };
         self.begin(at, queued_ns.unwrap_or(at.time_ns), Kind::Child(Box::new(child)))

@@ -8,12 +8,13 @@ use handshake_common::{event::Attach, tcp::TcpState};
 
 use super::{
     active_open::ActiveOpen,
+    drops::DroppedAttempt,
     entry::between,
     passive_open::Child,
     verdict::{self, Verdict, errno},
 };
 use crate::model::{
-    handshake::{AcceptQueue, Handshake, Isn, Key, Phases, Retransmits},
+    handshake::{AcceptQueue, Dropped, Handshake, Isn, Key, Phases, Retransmits},
     observation::Agreed,
     outcome::{EvidenceKind, Flag, Outcome, Role},
 };
@@ -38,7 +39,7 @@ impl Head {
 }
 
 /// The record of an active open.
-pub(super) fn of_active_open(open: ActiveOpen, head: Head) -> Handshake {
+pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: Head) -> Handshake {
     let verdict = judge_active(&open).unwrap_or(head.incomplete());
     let established = verdict.outcome == Outcome::Established;
     let (end_ns, end) = open.end.map_or((None, None), |(time_ns, end)| (Some(time_ns), Some(end)));
@@ -107,6 +108,7 @@ pub(super) fn of_active_open(open: ActiveOpen, head: Head) -> Handshake {
         options: agreed.options.filter(|_| established),
         accept_queue: None,
         flags: flags([
+            (dropped.is_some(), Flag::SynDropped),
             (open.own, Flag::Own),
             (open.ends.v4_mapped, Flag::V4Mapped),
             (open.fast_open, Flag::FastOpen),
@@ -115,6 +117,41 @@ pub(super) fn of_active_open(open: ActiveOpen, head: Head) -> Handshake {
             (non_blocking, Flag::NonBlocking),
             (head.events_lost, Flag::EventsLost),
         ]),
+        dropped,
+        attach: head.attach,
+    }
+}
+
+/// The record of an attempt of which this host let no segment in.
+pub(super) fn of_dropped_attempt(attempt: DroppedAttempt, dropped: Dropped, head: Head) -> Handshake {
+    let outcome = if attempt.cookie_ack { Outcome::AckDropped } else { Outcome::SynDropped };
+    let syns = (!attempt.cookie_ack).then_some(attempt.segments);
+    Handshake {
+        key: head.key,
+        id: None,
+        began_ns: attempt.first_ns,
+        role: Role::Server,
+        outcome,
+        evidence: Verdict::new(outcome, dropped.cause).evidence(None, None),
+        local: attempt.ends.local,
+        remote: attempt.ends.remote,
+        netns: attempt.ends.netns,
+        process: attempt.listener_process.map(|process| (*process).clone()),
+        latency_ns: None,
+        rtt_ns: None,
+        phases: Phases::default(),
+        retransmits: Retransmits { syn_seen: syns, ..Retransmits::default() },
+        isn: Isn { local: None, remote: attempt.isn },
+        options: None,
+        accept_queue: attempt
+            .queues
+            .map(|queues| AcceptQueue { length: queues.accept_length, limit: queues.accept_limit }),
+        flags: flags([
+            (attempt.ends.v4_mapped, Flag::V4Mapped),
+            (attempt.cookie_ack, Flag::SynCookie),
+            (head.events_lost, Flag::EventsLost),
+        ]),
+        dropped: Some(dropped),
         attach: head.attach,
     }
 }
@@ -143,13 +180,18 @@ fn judge_active(open: &ActiveOpen) -> Option<Verdict> {
 }
 
 /// The record of a passive open.
-pub(super) fn of_child(child: Child, head: Head) -> Handshake {
+pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Handshake {
     let verdict = judge_child(&child).unwrap_or(head.incomplete());
     let known = child.half_open.as_deref();
     let fast_open = child.is_fast_open();
     let syn_cookie = known.is_some_and(|open| open.syn_cookie);
     let defer_accept = known.is_some_and(|open| open.defer_accept);
-    let syn_ns = known.and_then(|open| open.syn_ns);
+    // The SYN that was let in, and the first one, which may have been dropped.
+    let let_in_ns = known.and_then(|open| open.syn_ns);
+    let first_dropped_ns = child.dropped.as_ref().map(|attempt| attempt.first_ns);
+    let syn_ns = first_dropped_ns.or(let_in_ns);
+    let syns_dropped = child.dropped.as_ref().map_or(0, |attempt| attempt.segments);
+    let ack_dropped = known.is_some_and(|open| open.ack_dropped);
     let synack_ns = known.and_then(|open| open.synack_ns);
     let final_ack_ns = known.and_then(|open| open.final_ack_ns);
     let established_ns = child.established_ns;
@@ -159,6 +201,7 @@ pub(super) fn of_child(child: Child, head: Head) -> Handshake {
         || syn_cookie
         || defer_accept
         || fast_open
+        || ack_dropped
         || known.and_then(|open| open.syns_seen).is_some_and(|syns| syns > 1);
     // A child of which neither SYN nor SYN-ACK was seen (tracepoint mode without sock_ops) has no count either.
     let counts_syn_acks = known.is_some() && !syn_cookie && (syn_ns.is_some() || synack_ns.is_some());
@@ -195,19 +238,27 @@ pub(super) fn of_child(child: Child, head: Head) -> Handshake {
         retransmits: Retransmits {
             syn: None,
             syn_ack: counts_syn_acks.then_some(u32::from(retransmits)),
-            syn_seen: known.and_then(|open| open.syns_seen).map(u32::from),
-            waited_ns: match retransmits {
-                _ if !counts_syn_acks => None,
-                0 => Some(0),
-                _ => between(synack_ns, known.and_then(|open| open.last_retransmit_ns)),
-            },
+            syn_seen: known
+                .and_then(|open| open.syns_seen)
+                .map(|syns| u32::from(syns).saturating_add(syns_dropped))
+                .or((syns_dropped != 0).then_some(syns_dropped)),
+            waited_ns: waited_by_server(
+                counts_syn_acks.then_some(retransmits),
+                between(synack_ns, known.and_then(|open| open.last_retransmit_ns)),
+                first_dropped_ns.and_then(|first_ns| between(Some(first_ns), let_in_ns)),
+            ),
         },
         isn,
         options: agreed.options.filter(|_| established_ns.is_some()),
+        // One that was refused is not in it.
         accept_queue: known
-            .filter(|_| child.queued_ns.is_some())
+            .filter(|_| child.queued_ns.is_some() || ack_dropped)
             .and_then(|open| open.accept_queue_limit.map(|limit| (open.accept_queue_length, limit)))
-            .map(|(before, limit)| AcceptQueue { length: before.saturating_add(1), limit }),
+            .map(|(before, limit)| {
+                let itself = u32::from(child.queued_ns.is_some());
+                AcceptQueue { length: before.saturating_add(itself), limit }
+            }),
+        dropped,
         flags: flags([
             (child.own, Flag::Own),
             (child.ends.v4_mapped, Flag::V4Mapped),
@@ -215,6 +266,8 @@ pub(super) fn of_child(child: Child, head: Head) -> Handshake {
             (fast_open, Flag::FastOpen),
             (defer_accept, Flag::DeferAccept),
             (child.reset_in_queue, Flag::ResetInQueue),
+            (syns_dropped != 0, Flag::SynDropped),
+            (ack_dropped, Flag::AckDropped),
             (child.seen_late || syn_not_seen, Flag::SeenLate),
             (late_start && !syn_not_seen, Flag::SynTimeLost),
             (head.events_lost, Flag::EventsLost),
@@ -223,10 +276,31 @@ pub(super) fn of_child(child: Child, head: Head) -> Handshake {
     }
 }
 
+/// Waiting for a SYN-ACK to be sent again, and for a SYN to be let in.
+fn waited_by_server(
+    again: Option<u16>,
+    for_syn_acks_ns: Option<u64>,
+    for_syns_ns: Option<u64>,
+) -> Option<u64> {
+    let for_syn_acks_ns = match again {
+        None => None,
+        Some(0) => Some(0),
+        Some(_) => for_syn_acks_ns,
+    };
+    match (for_syn_acks_ns, for_syns_ns) {
+        (Some(syn_acks_ns), Some(syns_ns)) => Some(syn_acks_ns.saturating_add(syns_ns)),
+        (syn_acks_ns, None) => syn_acks_ns,
+        (None, syns_ns) => syns_ns,
+    }
+}
+
 fn judge_child(child: &Child) -> Option<Verdict> {
     let known = child.half_open.as_deref();
     if child.established_ns.is_none() && child.closed {
         let open = known?;
+        if open.ack_dropped {
+            return Some(Verdict::new(Outcome::AckDropped, EvidenceKind::AcceptQueueFull));
+        }
         return verdict::left_syn_received(open, EvidenceKind::SynAckTimeout).or_else(|| {
             // The listener closed, or the request was dropped for a reason that no hook told.
             child.request_died.then(|| Verdict::new(Outcome::Incomplete, EvidenceKind::RequestDropped))

@@ -9,7 +9,7 @@ use std::{
     hash::{BuildHasher, Hasher},
 };
 
-use super::entry::Entry;
+use super::{TrackerConfig, entry::Entry};
 
 /// What an entry waits for; each has its own time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,13 +18,15 @@ pub(super) enum Patience {
     Wake,
     /// accept(), before the record is written without it.
     Accept,
+    /// The next SYN of an attempt whose SYN was dropped.
+    NextSyn,
     /// Anything at all.
     Silence,
     /// accept(), after the record was written: an application may take all day.
     Forever,
 }
 
-const QUEUES: usize = 4;
+const QUEUES: usize = 5;
 const NONE: u32 = u32::MAX;
 
 /// See the module.
@@ -53,13 +55,19 @@ struct Queue {
 
 impl Table {
     /// An empty one.
-    pub(super) fn new(wake_ns: u64, accept_ns: u64, silence_ns: u64) -> Self {
+    pub(super) fn new(config: &TrackerConfig) -> Self {
         Table {
             index: HashMap::default(),
             slots: Vec::new(),
             free: Vec::new(),
             queues: [Queue { first: NONE, last: NONE }; QUEUES],
-            limits_ns: [wake_ns, accept_ns, silence_ns, u64::MAX],
+            limits_ns: [
+                config.wake_patience_ns,
+                config.accept_patience_ns,
+                config.next_syn_patience_ns,
+                config.expire_ns,
+                u64::MAX,
+            ],
         }
     }
 

@@ -22,6 +22,8 @@ pub enum Step {
     Returning,
     /// In the accept queue.
     InAcceptQueue,
+    /// Its SYN was dropped here; the client may send it again.
+    Dropped,
 }
 
 /// A handshake that is still open, or a child whose accept() is still to come.
@@ -68,6 +70,9 @@ impl Tracker {
                     (_, Some(_)) => Step::Returning,
                 };
                 (Role::Server, step, child.ends, child.listener_process.as_deref())
+            }
+            Kind::Dropped(attempt) => {
+                (Role::Server, Step::Dropped, attempt.ends, attempt.listener_process.as_deref())
             }
             Kind::Queued(child) => (Role::Server, Step::InAcceptQueue, child.ends, None),
         };

@@ -21,6 +21,12 @@ pub fn has_probes() -> bool {
     attach() == "fentry" || attach() == "kprobe"
 }
 
+/// Whether the kernel says why it drops a segment (5.17), and we may read whose it was.
+pub fn has_drop_reasons() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    !release.starts_with("5.") && !is_locked_down()
+}
+
 /// In a virtual machine without hardware help everything takes longer.
 pub fn patience() -> Duration {
     Duration::from_secs(if in_vm() { 60 } else { 20 })

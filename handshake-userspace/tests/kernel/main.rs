@@ -9,6 +9,7 @@
 
 mod accept_queue;
 mod active_open;
+mod drops;
 mod environment;
 mod filters;
 mod loss;

@@ -10,7 +10,7 @@ use super::{
     netns::{Pair, SERVER_V4},
     peer::Server,
     tracer::Tracer,
-    traffic::{SYN_RECEIVED, SYN_SENT, connect_without_waiting, finish, until, wait_for_state},
+    traffic::{SYN_SENT, connect_without_waiting, finish, until, wait_for_request, wait_for_state},
     watch::Watch,
 };
 
@@ -26,18 +26,6 @@ fn half_open(pair: &Pair) -> (Server, socket2::Socket) {
     });
     pair.server.on_thread("hs-wait", || wait_for_request(server.port));
     (server, socket)
-}
-
-/// Half-open requests are listed in SYN-RECEIVED under the listener's port.
-fn wait_for_request(port: u16) {
-    let end = format!(":{port:04X} ");
-    let state = format!(" {SYN_RECEIVED:02X} ");
-    until("the listener has a half-open request", || {
-        ["tcp", "tcp6"].iter().any(|table| {
-            std::fs::read_to_string(format!("/proc/thread-self/net/{table}"))
-                .is_ok_and(|text| text.lines().any(|line| line.contains(&end) && line.contains(&state)))
-        })
-    });
 }
 
 #[test]

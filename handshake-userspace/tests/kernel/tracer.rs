@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{
     environment::{attach, patience, program},
     record::Record,
+    watch::end_shared,
 };
 
 #[derive(Default)]
@@ -40,6 +41,12 @@ impl Tracer {
 
     /// Another command; waits until its hooks are attached.
     pub fn start_command(command: &[&str], arguments: &[&str]) -> Self {
+        end_shared();
+        Self::start_alone(command, arguments)
+    }
+
+    /// As `start_command`, beside whatever runs.
+    pub fn start_alone(command: &[&str], arguments: &[&str]) -> Self {
         let mut child = Command::new(program())
             .args(command)
             .args(["--json", "--attach", &attach()])

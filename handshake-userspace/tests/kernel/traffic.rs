@@ -62,6 +62,18 @@ pub fn wait_for_state(remote_port: u16, state: u8) {
     });
 }
 
+/// Half-open requests are listed in SYN-RECEIVED under the listener's port.
+pub fn wait_for_request(port: u16) {
+    let end = format!(":{port:04X} ");
+    let state = format!(" {SYN_RECEIVED:02X} ");
+    until("the listener has a half-open request", || {
+        ["tcp", "tcp6"].iter().any(|table| {
+            std::fs::read_to_string(format!("/proc/thread-self/net/{table}"))
+                .is_ok_and(|text| text.lines().any(|line| line.contains(&end) && line.contains(&state)))
+        })
+    });
+}
+
 /// Waits until something holds, looking often.
 pub fn until(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + patience();
@@ -73,4 +85,4 @@ pub fn until(what: &str, holds: impl Fn() -> bool) {
 
 pub const ESTABLISHED: u8 = 1;
 pub const SYN_SENT: u8 = 2;
-pub const SYN_RECEIVED: u8 = 3;
+const SYN_RECEIVED: u8 = 3;

@@ -1,13 +1,14 @@
 //! One tracer for all scenarios that need no options of their own: each watches what it prints from now on.
 //!
 //! Loading and verifying the hooks takes most of a scenario's time on an emulated processor, and a user's
-//! tracer runs for months, not for one connection. What a reader would get wrong: records of an earlier
-//! scenario may still arrive here, so a scenario asks by its own port or namespace; `end` waits until all that
-//! happened before it was told.
+//! tracer runs for months, not for one connection. It ends, and its account is looked at, when a scenario
+//! starts a tracer of its own: two at once would be another load. What a reader would get wrong: records of an
+//! earlier scenario may still arrive here, so a scenario asks by its own port or namespace; `end` waits until
+//! all that happened before it was told.
 
 use std::{
     net::{TcpListener, TcpStream},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{
@@ -24,25 +25,34 @@ struct Shared {
     marks: Netns,
 }
 
-static SHARED: OnceLock<Shared> = OnceLock::new();
-static STARTING: Mutex<()> = Mutex::new(());
+static SHARED: Mutex<Option<Arc<Shared>>> = Mutex::new(None);
 
-fn shared() -> &'static Shared {
-    let _one_at_a_time = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    SHARED.get_or_init(|| Shared { marks: Netns::new("mark"), tracer: Tracer::start(&[]) })
+/// Ends the shared tracer, if one runs; nothing may have been lost in any scenario that watched it.
+#[track_caller]
+pub fn end_shared() {
+    let shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(shared) = shared else { return };
+    shared.tracer.interrupt();
+    let (records, _) = shared.tracer.ended();
+    expect_nothing_lost(records.last().expect("there is a last record"));
 }
 
 /// What the shared tracer prints from some moment on.
 pub struct Watch {
-    shared: &'static Shared,
+    shared: Arc<Shared>,
     from: usize,
 }
 
 impl Watch {
     /// From now on.
     pub fn begin() -> Self {
-        let shared = shared();
-        Watch { shared, from: shared.tracer.count() }
+        let mut slot = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = slot
+            .get_or_insert_with(|| {
+                Arc::new(Shared { marks: Netns::new("mark"), tracer: Tracer::start_alone(&["trace"], &[]) })
+            })
+            .clone();
+        Watch { from: shared.tracer.count(), shared }
     }
 
     /// Waits for a record.
@@ -92,9 +102,5 @@ fn nothing_was_lost_in_any_scenario() {
         return;
     }
     // libtest runs tests by name, and this module's name is the last.
-    let Some(shared) = SHARED.get() else { return };
-    shared.tracer.interrupt();
-    let (records, _) = shared.tracer.ended();
-    expect_nothing_lost(records.last().expect("there is a last record"));
-    let _ = std::process::Command::new("ip").args(["netns", "del", shared.marks.name()]).status();
+    end_shared();
 }

@@ -39,6 +39,7 @@ pub fn header() -> RecordingHeader {
         boot_id: "6f1e2c00-0000-4000-8000-000000000000".to_owned(),
         abi_version: ABI_VERSION,
         hooks: vec![("syn_sent".to_owned(), "fentry tcp_connect".to_owned())],
+        drop_reasons: vec![(7, "NETFILTER_DROP".to_owned())],
     }
 }
 

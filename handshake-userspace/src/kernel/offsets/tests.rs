@@ -44,10 +44,9 @@ fn every_field_is_found_in_every_kernel_at_hand() {
         assert_eq!(resolved.missing, [], "{kernel}");
         let offsets = resolved.offsets;
         assert_eq!((offsets.skc_daddr, offsets.skc_rcv_saddr), (0, 4), "{kernel}");
-        assert_eq!((offsets.req_num_retrans, offsets.req_num_timeout), (146, 147), "{kernel}");
+        assert_eq!(offsets.req_num_retrans, 146, "{kernel}");
         assert_eq!((offsets.skb_cb, offsets.tcp_cb_flags), (40, 12), "{kernel}");
-        assert_eq!((offsets.socket_type, offsets.socket_sk), (4, 24), "{kernel}");
-        assert_eq!(offsets.req_listener, 96, "{kernel}");
+        assert_eq!((offsets.socket_file, offsets.socket_sk), (16, 24), "{kernel}");
         assert_eq!(offsets.req_child, 200, "{kernel}");
         assert_ne!(offsets.net_ns_inum, UNAVAILABLE, "{kernel}");
     }

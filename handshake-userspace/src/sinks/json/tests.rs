@@ -75,6 +75,7 @@ pub(in crate::sinks) fn client() -> Handshake {
         isn: Isn { local: Some(0xdead_beef), remote: Some(0x0bad_f00d) },
         options: Some(Options { mss: 1460, window_scale: Some((7, 7)), sack: true, timestamps: true }),
         accept_queue: None,
+        dropped: None,
         flags: vec![],
         attach: Some(Attach::Fentry),
     }
@@ -155,6 +156,7 @@ fn what_is_unknown_is_absent() {
         isn: Isn::default(),
         options: None,
         accept_queue: None,
+        dropped: None,
         flags: vec![Flag::SynTimeLost, Flag::EventsLost],
         attach: None,
     };

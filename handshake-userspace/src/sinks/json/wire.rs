@@ -57,6 +57,8 @@ pub(super) struct Handshake<'a> {
     options: Option<Options>,
     #[serde(skip_serializing_if = "Option::is_none")]
     accept_queue: Option<AcceptQueue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dropped: Option<Dropped<'a>>,
     flags: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     attach: Option<&'static str>,
@@ -112,10 +114,23 @@ impl<'a> Handshake<'a> {
             accept_queue: handshake
                 .accept_queue
                 .map(|queue| AcceptQueue { length: queue.length, limit: queue.limit }),
+            dropped: handshake.dropped.as_ref().map(|dropped| Dropped {
+                segments: dropped.segments,
+                cause: words::evidence(dropped.cause),
+                reason: dropped.reason.as_deref(),
+            }),
             flags: handshake.flags.iter().map(|flag| words::flag(*flag)).collect(),
             attach: words::attach(handshake.attach),
         }
     }
+}
+
+#[derive(Serialize)]
+struct Dropped<'a> {
+    segments: u32,
+    cause: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
 }
 
 #[derive(Serialize)]

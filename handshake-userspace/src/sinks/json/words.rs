@@ -28,6 +28,8 @@ pub const fn outcome(outcome: Outcome) -> &'static str {
         Outcome::Cancelled => "cancelled",
         Outcome::LocalError => "local_error",
         Outcome::NeverAccepted => "never_accepted",
+        Outcome::SynDropped => "syn_dropped",
+        Outcome::AckDropped => "ack_dropped",
         Outcome::Incomplete => "incomplete",
     }
 }
@@ -59,6 +61,10 @@ pub const fn evidence(kind: EvidenceKind) -> &'static str {
         EvidenceKind::NothingMoreSeen => "nothing_more_seen",
         EvidenceKind::StoppedWatching => "stopped_watching",
         EvidenceKind::TableFull => "table_full",
+        EvidenceKind::AcceptQueueFull => "accept_queue_full",
+        EvidenceKind::SynQueueFull => "syn_queue_full",
+        EvidenceKind::DropReason => "drop_reason",
+        EvidenceKind::NoSynAckMade => "no_syn_ack_made",
     }
 }
 
@@ -76,6 +82,8 @@ pub const fn flag(flag: Flag) -> &'static str {
         Flag::NonBlocking => "non_blocking",
         Flag::SynTimeLost => "syn_time_lost",
         Flag::EventsLost => "events_lost",
+        Flag::SynDropped => "syn_dropped",
+        Flag::AckDropped => "ack_dropped",
     }
 }
 

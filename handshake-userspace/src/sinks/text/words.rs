@@ -123,6 +123,8 @@ fn failure_word(outcome: Outcome) -> &'static str {
         Outcome::Cancelled => "cancelled",
         Outcome::LocalError => "local error",
         Outcome::NeverAccepted => "never accepted",
+        Outcome::SynDropped => "SYN dropped",
+        Outcome::AckDropped => "ACK dropped",
         Outcome::Incomplete => "incomplete",
     }
 }
@@ -139,6 +141,8 @@ fn short_evidence(evidence: &Evidence) -> String {
         (EvidenceKind::ResetReceived, _) => "RST".to_owned(),
         (_, Some(number)) if number != 0 => errno::name(number).to_string(),
         (EvidenceKind::RequestDropped, _) => "dropped half open".to_owned(),
+        (EvidenceKind::AcceptQueueFull, _) => "accept queue full".to_owned(),
+        (EvidenceKind::SynQueueFull, _) => "SYN queue full".to_owned(),
         (EvidenceKind::EventsLost, _) => "events lost".to_owned(),
         (EvidenceKind::StoppedWatching, _) => "still open".to_owned(),
         _ => String::new(),
@@ -170,6 +174,10 @@ fn evidence(evidence: &Evidence) -> String {
         EvidenceKind::NothingMoreSeen => "nothing more was seen".to_owned(),
         EvidenceKind::StoppedWatching => "still open when we stopped watching".to_owned(),
         EvidenceKind::TableFull => "our table was full".to_owned(),
+        EvidenceKind::AcceptQueueFull => "accept queue full".to_owned(),
+        EvidenceKind::SynQueueFull => "SYN queue full".to_owned(),
+        EvidenceKind::DropReason => "dropped by this host".to_owned(),
+        EvidenceKind::NoSynAckMade => "no SYN-ACK was made".to_owned(),
     };
     match evidence.errno {
         Some(number) if number != 0 => format!("{said} ({})", errno::name(number)),
@@ -190,6 +198,8 @@ fn flag_words(flag: Flag) -> &'static str {
         Flag::NonBlocking => "non-blocking",
         Flag::SynTimeLost => "time of the SYN unknown",
         Flag::EventsLost => "details lost",
+        Flag::SynDropped => "SYN dropped here",
+        Flag::AckDropped => "ACK dropped here",
     }
 }
 

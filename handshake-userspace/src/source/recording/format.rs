@@ -8,7 +8,8 @@
 //! ```text
 //! magic "hsrec\x1a\r\n"   version u32   frame*
 //! frame: kind u16   reserved u16 (0)   length u32   payload
-//! 1 header    lines name=value: kernel, architecture, byte_order, boot_id, abi_version, hook.NAME
+//! 1 header    lines name=value: kernel, architecture, byte_order, boot_id, abi_version, hook.NAME,
+//!             drop_reason.NUMBER
 //! 2 event     one ring buffer record
 //! 3 tick      CLOCK_MONOTONIC u64
 //! 4 anchor    monotonic u64, boottime u64, realtime u64
@@ -63,6 +64,8 @@ pub struct RecordingHeader {
     pub abi_version: u16,
     /// Name of each hook, and how it was attached.
     pub hooks: Vec<(String, String)>,
+    /// The kernel's drop reasons, by number.
+    pub drop_reasons: Vec<(u32, String)>,
 }
 
 impl RecordingHeader {
@@ -89,6 +92,9 @@ impl RecordingHeader {
         for (hook, attached) in &self.hooks {
             line(&format!("hook.{hook}"), attached);
         }
+        for (number, name) in &self.drop_reasons {
+            line(&format!("drop_reason.{number}"), name);
+        }
         text
     }
 
@@ -110,6 +116,10 @@ impl RecordingHeader {
                 _ => {
                     if let Some(hook) = name.strip_prefix("hook.") {
                         header.hooks.push((hook.to_owned(), value.to_owned()));
+                    } else if let Some(number) = name.strip_prefix("drop_reason.") {
+                        let number =
+                            number.parse().map_err(|_| "a drop_reason that has no number".to_owned())?;
+                        header.drop_reasons.push((number, value.to_owned()));
                     }
                 }
             }

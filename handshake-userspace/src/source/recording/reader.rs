@@ -206,6 +206,7 @@ mod tests {
             boot_id: "6f1e2c00-0000-4000-8000-000000000000".to_owned(),
             abi_version: 1,
             hooks: vec![("syn_sent".to_owned(), "fentry tcp_connect".to_owned())],
+            drop_reasons: vec![(5, "NETFILTER_DROP".to_owned())],
         }
     }
 

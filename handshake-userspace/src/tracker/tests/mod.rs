@@ -6,6 +6,7 @@
 mod accept_queue;
 mod client_failures;
 mod clients;
+mod drops;
 mod limits;
 mod order_and_loss;
 mod properties;

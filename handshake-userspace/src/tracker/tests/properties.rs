@@ -234,7 +234,25 @@ fn any_act() -> impl Strategy<Value = Act> {
         Just(Act::ListenerClosed(listener(80))),
         any::<Option<u32>>().prop_map(|attempt| Act::SynRetransmitted { ends: ends(1), attempt }),
         seen,
+        any_drop(),
     ]
+}
+
+fn any_drop() -> impl Strategy<Value = Act> {
+    (0..3_u16, any::<Option<bool>>(), any::<[bool; 2]>(), any::<Option<u32>>(), 0..3_u32).prop_map(
+        |(port, isn, [cookie_ack, outgoing], reason, length)| {
+            Act::SegmentDropped(Box::new(SegmentDropped {
+                ends: ends(port),
+                listener: None,
+                // Two ISNs, of which one is that of the passive opens here.
+                isn: isn.map(|same| if same { 0x0bad_f00d } else { 1 }),
+                cookie_ack,
+                outgoing,
+                reason,
+                queues: Some(Queues { accept_length: length, accept_limit: 1, syn_length: length }),
+            }))
+        },
+    )
 }
 
 fn any_observation() -> impl Strategy<Value = Observation> {

@@ -186,6 +186,7 @@ fn half_open() -> PassiveOpen {
         reset_received: false,
         timed_out: false,
         accept_is_seen: true,
+        ack_dropped: false,
         own: false,
     }
 }

@@ -1,0 +1,59 @@
+//! The kernel's names for why it drops a segment, by the numbers that one kernel gives them.
+//!
+//! The numbers are others on every kernel, so only names are ever compared. What a newcomer would get wrong: not
+//! every reason is a drop worth telling. A SYN to a closed port has the reason NO_SOCKET and is answered by RST:
+//! that is a refusal, and a port scan is full of them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Named, and not told: they say nothing, or no drop, or a refusal that is answered.
+const NOT_TOLD: &[&str] = &["NOT_SPECIFIED", "NOT_DROPPED_YET", "CONSUMED", "NO_SOCKET"];
+
+/// See the module. Empty before 5.17, which names none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DropReasons {
+    names: Arc<BTreeMap<u32, Arc<str>>>,
+}
+
+impl DropReasons {
+    /// As a kernel, or a recording, has them.
+    pub fn from_names(names: impl IntoIterator<Item = (u32, Arc<str>)>) -> Self {
+        DropReasons { names: Arc::new(names.into_iter().collect()) }
+    }
+
+    /// Names by number.
+    pub fn names(&self) -> Arc<BTreeMap<u32, Arc<str>>> {
+        Arc::clone(&self.names)
+    }
+
+    /// A bit for each number that the kernel side tells.
+    pub fn told(&self) -> [u64; 4] {
+        let mut bits = [0; 4];
+        for (number, name) in &*self.names {
+            if let Some(word) = bits.get_mut(*number as usize / 64)
+                && !NOT_TOLD.contains(&&**name)
+            {
+                *word |= 1 << (number % 64);
+            }
+        }
+        bits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DropReasons;
+
+    #[test]
+    fn a_refusal_and_what_says_nothing_are_not_told() {
+        let names = [(1, "NOT_SPECIFIED"), (3, "NO_SOCKET"), (5, "NETFILTER_DROP"), (70, "TCP_MD5FAILURE")];
+        let reasons = DropReasons::from_names(names.map(|(number, name)| (number, name.into())));
+        assert_eq!(reasons.told(), [1 << 5, 1 << 6, 0, 0]);
+    }
+
+    #[test]
+    fn numbers_beyond_what_the_kernel_side_holds_are_left_out() {
+        let reasons = DropReasons::from_names([(400, "ELSEWHERE".into())]);
+        assert_eq!(reasons.told(), [0; 4]);
+    }
+}

@@ -1,0 +1,145 @@
+//! SYNs and ACKs that this host dropped: for good, or before one was let in.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::script::*;
+use crate::model::{
+    observation::{Act, Queues, SegmentDropped, SocketKey},
+    outcome::{EvidenceKind, Flag, Outcome},
+};
+
+const FULL: Queues = Queues { accept_length: 3, accept_limit: 2, syn_length: 0 };
+const HALF_OPEN: Queues = Queues { accept_length: 0, accept_limit: 2, syn_length: 2 };
+
+impl Server {
+    /// The SYN that `syn` would send arrives and is dropped.
+    fn syn_dropped(self, queues: Queues) -> Self {
+        let dropped = SegmentDropped {
+            ends: self.facts.ends,
+            listener: Some(LISTENER),
+            isn: self.facts.agreed.remote_isn,
+            queues: Some(queues),
+            ..SegmentDropped::default()
+        };
+        self.dropped(dropped)
+    }
+
+    fn dropped(mut self, dropped: SegmentDropped) -> Self {
+        let socket = SocketKey { address: dropped.listener.unwrap_or(0), generation_ns: None };
+        self.script.observe_at(socket, Act::SegmentDropped(Box::new(dropped)));
+        self
+    }
+}
+
+#[test]
+fn syns_at_a_full_accept_queue_are_one_handshake_that_was_dropped() {
+    let server = given_listener().syn_dropped(FULL).wait(SEC).syn_dropped(FULL).wait(2 * SEC);
+    let server = server.syn_dropped(FULL);
+    assert_eq!(server.clone().wait(4 * SEC).records(), vec![], "the client may send another SYN");
+    let record = server.wait(5 * SEC).expect(Outcome::SynDropped);
+    assert_eq!(record.evidence.kind, EvidenceKind::AcceptQueueFull);
+    assert_eq!(record.dropped.as_ref().map(|dropped| dropped.segments), Some(3));
+    assert_eq!(record.retransmits.syn_seen, Some(3));
+    assert_eq!(record.process.map(|process| process.pid), Some(80), "who listens");
+    assert_eq!(record.accept_queue.map(|queue| (queue.length, queue.limit)), Some((3, 2)));
+    assert_eq!((record.latency_ns, record.began_ns), (None, START));
+}
+
+#[test]
+fn syn_let_in_after_two_were_dropped_is_one_handshake_from_the_first_syn() {
+    let server = given_listener().syn_dropped(FULL).wait(SEC).syn_dropped(FULL).wait(2 * SEC);
+    let record = server.syn().syn_ack().wait(MS).final_ack().accept().expect(Outcome::Established);
+    assert_eq!(record.key.counter, 1, "it has the key that it had from the first SYN on");
+    assert_eq!(record.began_ns, START);
+    assert_eq!(record.latency_ns, Some(3 * SEC + MS + 3 * US), "what the client waited for");
+    assert_eq!(record.retransmits.syn_seen, Some(3));
+    assert_eq!(record.retransmits.waited_ns, Some(3 * SEC));
+    assert_eq!(record.rtt_ns, Some(MS), "the SYN-ACK was sent once");
+    assert_eq!(record.flags, vec![Flag::SynDropped]);
+    assert_eq!(record.dropped.map(|dropped| dropped.cause), Some(EvidenceKind::AcceptQueueFull));
+}
+
+#[test]
+fn another_isn_is_another_attempt() {
+    let server = given_listener().syn_dropped(HALF_OPEN);
+    let other = |facts: &mut crate::model::observation::PassiveOpen| facts.agreed.remote_isn = Some(1);
+    let server = server.wait(MS).with(other).syn_dropped(HALF_OPEN).wait(10 * SEC);
+    let records = server.records();
+    assert_eq!(records.len(), 2);
+    for record in records {
+        assert_eq!(record.outcome, Outcome::SynDropped);
+        assert_eq!(record.evidence.kind, EvidenceKind::SynQueueFull);
+    }
+    assert_eq!(server.counts().in_flight, 0);
+}
+
+#[test]
+fn request_that_dies_after_a_dropped_syn_continues_it() {
+    let server = given_listener().syn_dropped(FULL).wait(SEC).syn().syn_ack().wait(3 * SEC);
+    let server = server.with(|facts| facts.timed_out = true);
+    let record = server.request_dies().expect(Outcome::TimedOut);
+    assert_eq!((record.began_ns, record.key.counter), (START, 1));
+    assert_eq!(record.flags, vec![Flag::SynDropped]);
+}
+
+#[test]
+fn a_reason_of_the_kernel_is_told_by_its_name() {
+    let ends = given_listener().facts.ends;
+    let dropped =
+        SegmentDropped { ends, isn: Some(5), reason: Some(7), listener: None, ..SegmentDropped::default() };
+    let names = BTreeMap::from([(7, Arc::from("NETFILTER_DROP"))]);
+    let server = given_listener().scripted(|script| script.config.drop_reasons = Arc::new(names));
+    let record = server.dropped(dropped).wait(6 * SEC).expect(Outcome::SynDropped);
+    assert_eq!(record.evidence.kind, EvidenceKind::DropReason);
+    let told = record.dropped.and_then(|dropped| dropped.reason);
+    assert_eq!(told.as_deref(), Some("NETFILTER_DROP"));
+}
+
+#[test]
+fn drops_of_unknown_origin_are_told_one_by_one() {
+    let ends = crate::model::observation::Ends { remote: None, ..given_listener().facts.ends };
+    let dropped = SegmentDropped {
+        ends,
+        isn: Some(5),
+        listener: Some(LISTENER),
+        queues: Some(FULL),
+        ..SegmentDropped::default()
+    };
+    let server = given_listener().dropped(dropped.clone()).wait(MS).dropped(dropped);
+    assert_eq!(server.records().len(), 2, "nothing says that they belong together");
+}
+
+#[test]
+fn final_ack_at_a_full_accept_queue_leaves_the_client_alone_connected() {
+    let server = given_listener().syn().syn_ack().wait(60 * SEC);
+    let server = server.with(|facts| {
+        facts.ack_dropped = true;
+        facts.timed_out = true;
+        facts.accept_queue_length = 3;
+        facts.accept_queue_limit = Some(2);
+    });
+    let record = server.request_dies().expect(Outcome::AckDropped);
+    assert_eq!(record.evidence.kind, EvidenceKind::AcceptQueueFull);
+    assert_eq!(record.accept_queue.map(|queue| (queue.length, queue.limit)), Some((3, 2)));
+    assert_eq!(record.flags, vec![Flag::AckDropped]);
+}
+
+#[test]
+fn final_ack_dropped_and_let_in_later_is_established_and_marked() {
+    let server = given_listener().syn().syn_ack().with(|facts| facts.ack_dropped = true).wait(SEC);
+    let record = server.final_ack().accept().expect(Outcome::Established);
+    assert_eq!(record.flags, vec![Flag::AckDropped]);
+    assert_eq!(record.rtt_ns, None);
+}
+
+#[test]
+fn syn_dropped_on_its_way_out_explains_the_time_out() {
+    let mut client = given_client().syn();
+    let dropped = SegmentDropped { outgoing: true, reason: Some(7), ..SegmentDropped::default() };
+    client.script.observe(Act::SegmentDropped(Box::new(dropped.clone())));
+    client = client.wait(SEC).syn_retransmit();
+    client.script.observe(Act::SegmentDropped(Box::new(dropped)));
+    let record = client.wait(2 * SEC).error(ETIMEDOUT).expect(Outcome::TimedOut);
+    assert_eq!(record.dropped.map(|dropped| (dropped.segments, dropped.reason)), Some((2, None)));
+    assert_eq!(record.flags, vec![Flag::SynDropped]);
+}

@@ -1,0 +1,264 @@
+//! SYNs and final ACKs that the host drops: by full queues, by a firewall, for good or until there is room.
+//!
+//! What a reader would get wrong: a listener with a backlog of 1 takes two children, for the kernel asks whether
+//! there are more than the limit; and under lockdown nobody may read whose SYN it was.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{
+    environment::{has_drop_reasons, has_probes, in_vm, is_fit, is_locked_down, run, skip},
+    netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
+    record::Record,
+    traffic::{
+        ESTABLISHED, SYN_SENT, connect_without_waiting, finish, until, wait_for_request, wait_for_state,
+    },
+    watch::Watch,
+};
+
+/// A listener of this process with room for two children.
+fn small_listener(netns: &Netns) -> (TcpListener, SocketAddr) {
+    netns.on_thread("hs-listen", || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket");
+        let any: SocketAddr = "0.0.0.0:0".parse().expect("an address");
+        socket.bind(&any.into()).expect("a port is free");
+        socket.listen(1).expect("it can listen");
+        let listener = TcpListener::from(socket);
+        let port = listener.local_addr().expect("it is bound").port();
+        (listener, format!("{SERVER_V4}:{port}").parse().expect("an address"))
+    })
+}
+
+/// Fills its accept queue from inside its own namespace.
+fn fill(netns: &Netns, to: SocketAddr) -> [TcpStream; 2] {
+    netns.on_thread("hs-filler", || {
+        let stream = [(); 2].map(|()| TcpStream::connect(to).expect("there is room"));
+        // The client's end is ESTABLISHED first; then the children are queued.
+        until("two children are queued", || {
+            std::fs::read_to_string("/proc/thread-self/net/tcp").is_ok_and(|text| {
+                let end = format!(":{:04X} ", to.port());
+                text.lines().filter(|line| line.contains(&end) && line.contains(" 01 ")).count() == 4
+            })
+        });
+        stream
+    })
+}
+
+fn from_client(record: &Record, port: u16) -> bool {
+    let remote = record.text("remote.address");
+    record.is("server", port) && (remote == Some(CLIENT_V4) || is_locked_down() && remote.is_none())
+}
+
+#[test]
+fn syns_at_a_full_accept_queue_are_dropped_with_that_reason() {
+    if !is_fit("syns_at_a_full_accept_queue_are_dropped_with_that_reason") {
+        return;
+    }
+    let pair = Pair::new();
+    let watch = Watch::begin();
+    let (listener, to) = small_listener(&pair.server);
+    let _streams = fill(&pair.server, to);
+    pair.client.on_thread("hs-client", || {
+        let socket = connect_without_waiting(to);
+        wait_for_retransmission(to.port());
+        drop(socket);
+    });
+    let client = watch.wait_for("the client that gave up", |record| {
+        record.is("client", to.port()) && record.text("outcome") == Some("cancelled")
+    });
+    assert!(client.number("retransmits.syn").is_some_and(|count| count >= 1), "{client}");
+    if !has_probes() {
+        // A dropped SYN leaves no socket and no tracepoint.
+        let records = watch.end();
+        assert!(!records.iter().any(|record| from_client(record, to.port())), "{records:?}");
+        return;
+    }
+    let dropped = watch.wait_for("the dropped SYNs", |record| {
+        from_client(record, to.port()) && record.text("outcome") == Some("syn_dropped")
+    });
+    dropped
+        .expect_text("evidence.kind", "accept_queue_full")
+        .expect_text("dropped.cause", "accept_queue_full")
+        .expect_number("accept_queue.length", 2)
+        .expect_number("accept_queue.limit", 1)
+        .expect_number("process.pid", u64::from(std::process::id()))
+        .expect_number("netns", pair.server.inode())
+        .expect_number("isn.remote", client.number("isn.local").expect("it sent a SYN"))
+        .expect_absent("latency_ns");
+    if is_locked_down() {
+        dropped.expect_number("dropped.segments", 1).expect_absent("remote");
+    } else {
+        let sent = client.number("retransmits.syn").expect("it is counted") + 1;
+        dropped.expect_number("dropped.segments", sent).expect_number("retransmits.syn_seen", sent);
+        assert_eq!(dropped.get("remote"), client.get("local"));
+    }
+    watch.end();
+    drop(listener);
+}
+
+#[test]
+fn a_syn_let_in_after_a_dropped_one_is_one_handshake_from_the_first_syn() {
+    if !is_fit("a_syn_let_in_after_a_dropped_one_is_one_handshake_from_the_first_syn") {
+        return;
+    }
+    let pair = Pair::new();
+    let watch = Watch::begin();
+    let (listener, to) = small_listener(&pair.server);
+    let _streams = fill(&pair.server, to);
+    let socket = pair.client.on_thread("hs-client", || {
+        let socket = connect_without_waiting(to);
+        wait_for_state(to.port(), SYN_SENT);
+        socket
+    });
+    // The SYN was processed before connect() came back: veth hands it over in the same softirq.
+    let accepted =
+        pair.server.on_thread("hs-server", || [(); 2].map(|()| listener.accept().expect("queued").0));
+    pair.client.on_thread("hs-client", || finish(&socket).expect("the next SYN is let in"));
+    let last = pair.server.on_thread("hs-server", || listener.accept().expect("queued").0);
+    let record = watch.wait_for("the server's record", |record| {
+        from_client(record, to.port()) && record.text("outcome") == Some("established")
+    });
+    let client = watch.wait_for("the client's record", |record| {
+        record.is("client", to.port()) && record.text("local.address") == Some(CLIENT_V4)
+    });
+    client.expect_text("outcome", "established").expect_number("retransmits.syn", 1);
+    assert_eq!(client.text("id"), record.text("id"));
+    if has_probes() && !is_locked_down() {
+        record
+            .expect_flag("syn_dropped")
+            .expect_text("dropped.cause", "accept_queue_full")
+            .expect_number("dropped.segments", 1)
+            .expect_number("retransmits.syn_seen", 2)
+            .expect_within("retransmits.waited_ns", 900..=1_500)
+            .expect_within("latency_ns", 900..=1_800);
+    } else {
+        record.expect_within("latency_ns", 0..=500);
+    }
+    watch.end();
+    drop((accepted, last));
+}
+
+#[test]
+fn a_final_ack_at_a_full_accept_queue_leaves_only_the_client_connected() {
+    if !is_fit("a_final_ack_at_a_full_accept_queue_leaves_only_the_client_connected") {
+        return;
+    }
+    let pair = Pair::new();
+    pair.server.set("ipv4/tcp_synack_retries", "1");
+    let watch = Watch::begin();
+    let (listener, to) = small_listener(&pair.server);
+    // The SYN is let in; until its SYN-ACK arrives the queue fills up.
+    pair.server_reaches_client(false);
+    let socket = pair.client.on_thread("hs-client", || {
+        let socket = connect_without_waiting(to);
+        wait_for_state(to.port(), SYN_SENT);
+        socket
+    });
+    pair.server.on_thread("hs-wait", || wait_for_request(to.port()));
+    let _streams = fill(&pair.server, to);
+    pair.server_reaches_client(true);
+    pair.client.on_thread("hs-client", || {
+        finish(&socket).expect("the SYN-ACK is sent again");
+        wait_for_state(to.port(), ESTABLISHED);
+    });
+    watch
+        .wait_for("the client's record", |record| {
+            record.is("client", to.port()) && record.text("local.address") == Some(CLIENT_V4)
+        })
+        .expect_text("outcome", "established");
+    if has_probes() {
+        watch
+            .wait_for("the dropped ACK", |record| {
+                record.is("server", to.port()) && record.text("outcome") == Some("ack_dropped")
+            })
+            .expect_text("evidence.kind", "accept_queue_full")
+            .expect_text("remote.address", CLIENT_V4)
+            .expect_flag("ack_dropped")
+            .expect_number("accept_queue.length", 2)
+            .expect_number("accept_queue.limit", 1)
+            .expect_number("process.pid", u64::from(std::process::id()))
+            .expect_absent("latency_ns")
+            .expect_absent("phases.accept_ns");
+    }
+    watch.end();
+    drop(listener);
+}
+
+/// Drops every SYN in a chain; `None` where that can't be done.
+fn firewall(test: &str, netns: &Netns, chain: &str) -> Option<()> {
+    if !in_vm() {
+        skip(test, "this kernel has no nf_tables");
+        return None;
+    }
+    let nft = |rule: &str| run(&format!("ip netns exec {} nft {rule}", netns.name()));
+    nft("add table ip hs");
+    nft(&format!("add chain ip hs {chain} {{ type filter hook {chain} priority 0 ; }}"));
+    nft(&format!("add rule ip hs {chain} tcp flags syn drop"));
+    Some(())
+}
+
+#[test]
+fn a_syn_that_the_servers_firewall_drops_is_told_with_the_kernels_reason() {
+    const NAME: &str = "a_syn_that_the_servers_firewall_drops_is_told_with_the_kernels_reason";
+    if !is_fit(NAME) {
+        return;
+    }
+    let pair = Pair::new();
+    let Some(()) = firewall(NAME, &pair.server, "input") else { return };
+    pair.client.set("ipv4/tcp_syn_retries", "1");
+    let watch = Watch::begin();
+    let (listener, to) = small_listener(&pair.server);
+    pair.client.on_thread("hs-client", || TcpStream::connect(to).expect_err("nothing is let in"));
+    let client = watch.wait_for_end("client", to.port());
+    client.expect_text("outcome", "timed_out").expect_absent("dropped");
+    if has_drop_reasons() {
+        watch
+            .wait_for_end("server", to.port())
+            .expect_text("outcome", "syn_dropped")
+            .expect_text("evidence.kind", "drop_reason")
+            .expect_text("dropped.reason", "NETFILTER_DROP")
+            .expect_number("dropped.segments", client.number("evidence.syns").expect("SYNs are counted"))
+            .expect_text("remote.address", CLIENT_V4)
+            .expect_number("netns", pair.server.inode());
+    }
+    watch.end();
+    drop(listener);
+}
+
+#[test]
+fn a_syn_that_the_clients_own_firewall_drops_is_told_at_the_client() {
+    const NAME: &str = "a_syn_that_the_clients_own_firewall_drops_is_told_at_the_client";
+    if !is_fit(NAME) {
+        return;
+    }
+    let pair = Pair::new();
+    let Some(()) = firewall(NAME, &pair.client, "output") else { return };
+    pair.client.set("ipv4/tcp_syn_retries", "1");
+    let watch = Watch::begin();
+    let to: SocketAddr = format!("{SERVER_V4}:95").parse().expect("an address");
+    pair.client.on_thread("hs-client", || TcpStream::connect(to).expect_err("nothing gets out"));
+    let client = watch.wait_for_end("client", to.port());
+    client.expect_text("outcome", "timed_out");
+    if has_drop_reasons() {
+        client
+            .expect_flag("syn_dropped")
+            .expect_text("dropped.reason", "NETFILTER_DROP")
+            .expect_number("dropped.segments", client.number("evidence.syns").expect("SYNs are counted"));
+    }
+    let records = watch.end();
+    assert!(!records.iter().any(|record| record.is("server", to.port())), "it never arrived: {records:?}");
+}
+
+/// The kernel counts in /proc/net/tcp how often the SYN was sent again.
+fn wait_for_retransmission(port: u16) {
+    let end = format!(":{port:04X} 02 ");
+    until("the SYN was sent again", || {
+        std::fs::read_to_string("/proc/thread-self/net/tcp").is_ok_and(|text| {
+            text.lines().filter(|line| line.contains(&end)).any(|line| {
+                let retransmits = line.split_whitespace().nth(6).unwrap_or("0");
+                u32::from_str_radix(retransmits, 16).is_ok_and(|count| count > 0)
+            })
+        })
+    });
+}
