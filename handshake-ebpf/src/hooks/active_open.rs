@@ -292,6 +292,14 @@ fn report_end<M: Memory>(
         bits |= flags::ERROR_KNOWN;
     }
     event.sk_err_soft = sock.soft_error().unwrap_or(0);
+    if new_state == TcpState::Closed as u8
+        && let Some(retransmits) = sock.retransmits()
+        && u16::from(retransmits) > event.syn_retransmits
+    {
+        // Before 6.17 tcp_retransmit_skb's tracepoint is silent when the segment could not leave (a firewall of
+        // this host); TCP's own count is not. It is cleared by an ACK, so it says nothing at ESTABLISHED.
+        event.syn_retransmits = u16::from(retransmits);
+    }
     if new_state == TcpState::Established as u8 {
         sock.negotiated(&mut event.negotiated);
         if sock.fast_open_bits() & SYN_DATA_ACKED_BIT != 0 {

@@ -260,6 +260,7 @@ impl<'a> Attacher<'a> {
     fn attach_way(&mut self, ebpf: &mut Ebpf, way: &Way, status: &mut HookStatus) -> Result<(), String> {
         for program in way.programs {
             match self.attach_program(ebpf, program) {
+                Ok(()) if status.symbols.contains(&program.place.symbol()) => {}
                 Ok(()) => status.symbols.push(program.place.symbol()),
                 Err(problem) if program.optional => status.tried.push(problem),
                 Err(problem) => return Err(problem),

@@ -10,6 +10,7 @@ pub mod doctor;
 mod drop_reasons;
 mod hook_table;
 mod host;
+mod listener_owner;
 mod loader;
 mod log_messages;
 mod object;

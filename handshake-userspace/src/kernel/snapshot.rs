@@ -16,10 +16,10 @@ use bytes::Bytes;
 use handshake_common::event::{Attach, EventKind};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::HookStatus;
+use super::{HookStatus, listener_owner};
 use crate::source::SourceItem;
 
-const WITHOUT_IT: &str = "handshakes that began before the start are not flagged `seen_late`";
+const WITHOUT_IT: &str = "handshakes that began before the start are not flagged `seen_late`, nor are earlier listeners joined to their owners";
 
 /// Reads every namespace; what could not be read is said in the status.
 pub fn take(ebpf: &mut Ebpf, btf: &Btf) -> (Vec<SourceItem>, HookStatus) {
@@ -56,7 +56,8 @@ pub fn take(ebpf: &mut Ebpf, btf: &Btf) -> (Vec<SourceItem>, HookStatus) {
             });
         }
     }
-    (items, status)
+    let owners = listener_owner::of(&items);
+    (items.into_iter().chain(owners).map(SourceItem::Event).collect(), status)
 }
 
 fn load<'a>(ebpf: &'a mut Ebpf, btf: &Btf) -> Result<&'a mut Iter, String> {
@@ -86,7 +87,7 @@ fn namespaces() -> BTreeMap<u64, PathBuf> {
     found
 }
 
-fn read_namespace(program: &mut Iter, path: &PathBuf, items: &mut Vec<SourceItem>) -> Result<(), String> {
+fn read_namespace(program: &mut Iter, path: &PathBuf, items: &mut Vec<Bytes>) -> Result<(), String> {
     let namespace = File::open(path).map_err(|error| error.to_string())?;
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
         .map_err(|error| format!("it cannot be entered: {error} (CAP_SYS_ADMIN)"))?;
@@ -99,8 +100,6 @@ fn read_namespace(program: &mut Iter, path: &PathBuf, items: &mut Vec<SourceItem
         .map_err(|error| error.to_string())?;
     let bytes = Bytes::from(bytes);
     let size = EventKind::SocketSeen.size_bytes();
-    items.extend(
-        (0..bytes.len() / size).map(|index| SourceItem::Event(bytes.slice(index * size..(index + 1) * size))),
-    );
+    items.extend((0..bytes.len() / size).map(|index| bytes.slice(index * size..(index + 1) * size)));
     Ok(())
 }

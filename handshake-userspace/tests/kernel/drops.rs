@@ -11,6 +11,7 @@ use super::{
     environment::{has_drop_reasons, has_probes, in_vm, is_fit, is_locked_down, run, skip},
     netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
     record::Record,
+    tracer::Tracer,
     traffic::{
         ESTABLISHED, SYN_SENT, connect_without_waiting, finish, until, wait_for_request, wait_for_state,
     },
@@ -240,6 +241,7 @@ fn a_syn_that_the_clients_own_firewall_drops_is_told_at_the_client() {
     pair.client.on_thread("hs-client", || TcpStream::connect(to).expect_err("nothing gets out"));
     let client = watch.wait_for_end("client", to.port());
     client.expect_text("outcome", "timed_out");
+    assert!(client.number("evidence.syns").is_some_and(|count| count >= 2), "TCP tried again: {client}");
     if has_drop_reasons() {
         client
             .expect_flag("syn_dropped")
@@ -261,4 +263,27 @@ fn wait_for_retransmission(port: u16) {
             })
         })
     });
+}
+
+#[test]
+fn a_listener_that_was_there_before_us_is_named_for_the_syns_that_it_drops() {
+    if !is_fit("a_listener_that_was_there_before_us_is_named_for_the_syns_that_it_drops") {
+        return;
+    }
+    let pair = Pair::new();
+    let (listener, to) = small_listener(&pair.server);
+    let _streams = fill(&pair.server, to);
+    let tracer = Tracer::start(&["--netns", pair.server.name()]);
+    let socket = pair.client.on_thread("hs-client", || connect_without_waiting(to));
+    if has_probes() {
+        // With --duration or SIGINT an attempt that still waits for its next SYN is told too.
+        let records = tracer.stop();
+        let dropped = records.iter().find(|record| record.text("outcome") == Some("syn_dropped"));
+        dropped.expect("the SYN was dropped").expect_number("process.pid", u64::from(std::process::id()));
+    } else {
+        // Nothing tells of the drop; a child that nobody accepts is what names the listener's owner, where a
+        // mode sees the listener at all.
+        tracer.stop();
+    }
+    drop((listener, socket));
 }
