@@ -115,7 +115,7 @@ pub fn headers<M: Memory>(skb: *const u8, headers: &mut Headers) -> bool {
 
 #[inline(always)]
 fn read(ip: *const u8, tcp: *const u8, headers: &mut Headers) -> Result<(), i32> {
-    // SAFETY, here and below: the helper fails instead of faulting; offsets are those of RFC 791, 8200, 9293.
+    // SAFETY: here and below, the helper fails instead of faulting; offsets are those of RFC 791, 8200 and 9293.
     let version = unsafe { bpf_probe_read_kernel(ip) }? >> 4;
     if version == 4 {
         // SAFETY: as above.

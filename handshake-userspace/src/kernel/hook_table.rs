@@ -114,6 +114,13 @@ const SOCK_OPS: Program = program("hs_sock_ops", Place::SockOps);
 /// Name of the row that the loader attaches last, when the daemon has told the kernel side the rest.
 pub const STATE_CHANGED: &str = "state_changed";
 
+/// What hooks that read through the helper do not see under lockdown=confidentiality, though they are attached.
+pub const LACKS_UNDER_LOCKDOWN: &[(&str, &str)] = &[
+    ("connect_returned", "the remote end of calls that fail before a route was found"),
+    ("syn_dropped", "whose SYN it was"),
+    ("segment_freed", "SYNs on their way in"),
+];
+
 /// Every hook, in the order in which a handshake meets them; attached in this order too.
 pub const HOOKS: &[Hook] = &[
     Hook {

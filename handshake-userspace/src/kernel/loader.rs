@@ -21,7 +21,7 @@ use super::{
     attach_problem::{AttachProblem, chain, kind, name, unless_loaded},
     btf::{Btf as KernelBtf, BtfError},
     counters::KernelCounters,
-    hook_table::{HOOKS, Hook, Place, Program, STATE_CHANGED, Way},
+    hook_table::{HOOKS, Hook, LACKS_UNDER_LOCKDOWN, Place, Program, STATE_CHANGED, Way},
     host, log_messages,
     object::object,
     offsets::{self, ResolvedOffsets},
@@ -236,6 +236,12 @@ impl<'a> Attacher<'a> {
                     self.record.entry(way.attach).or_default().1 += 1;
                     status.attached = Some(way.attach);
                     status.lacks = way.lacks.to_owned();
+                    if self.locked
+                        && let Some((_, lacks)) =
+                            LACKS_UNDER_LOCKDOWN.iter().find(|(name, _)| *name == hook.name)
+                    {
+                        status.lacks = (*lacks).to_owned();
+                    }
                     break;
                 }
                 Err(problem) => {

@@ -55,6 +55,8 @@ pub struct Handshake {
     pub process: Option<Process>,
     /// Client: SYN sent to ESTABLISHED. Server: SYN received to ESTABLISHED.
     pub latency_ns: Option<u64>,
+    /// A failure: from its first SYN (or connect(), where none left) to its end.
+    pub failed_after_ns: Option<u64>,
     /// One round trip, if nothing was retransmitted (Karn) and nothing else blurs it.
     pub rtt_ns: Option<u64>,
     /// Where the time went.

@@ -41,8 +41,9 @@ pub(super) struct ActiveOpen {
     pub(super) returned_early: bool,
     /// connect() went back to its caller after the end: when, and the errno.
     pub(super) returned: Option<(u64, u32)>,
-    /// connect() failed before any SYN, with this errno.
+    /// connect() failed before any SYN, with this errno, and when.
     pub(super) failed: Option<u32>,
+    pub(super) failed_ns: Option<u64>,
     /// The socket left SYN-SENT.
     pub(super) end: Option<(u64, Box<LeftSynSent>)>,
     /// It left SYN-RECEIVED: a simultaneous open.
@@ -178,6 +179,7 @@ impl Tracker {
             open.called_ns = open.called_ns.or(act.called_ns);
             open.own |= act.own;
             open.failed = open.failed.or(Some(act.errno));
+            open.failed_ns = open.failed_ns.or(Some(at.time_ns));
         }
         self.settle_active(entry, out);
     }

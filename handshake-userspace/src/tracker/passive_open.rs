@@ -32,6 +32,7 @@ pub(super) struct Child {
     pub(super) established_ns: Option<u64>,
     /// It left SYN-RECEIVED, or died half open, without being established.
     pub(super) closed: bool,
+    pub(super) closed_ns: Option<u64>,
     /// It never was more than a request sock.
     pub(super) request_died: bool,
     /// accept() took it: when, and who.
@@ -163,7 +164,10 @@ impl Tracker {
             child.listener_process = self.listeners.owner(act.listener).or(child.listener_process.take());
             match act.new_state {
                 Some(TcpState::Established) => child.established_ns = Some(at.time_ns),
-                _ => child.closed = true,
+                _ => {
+                    child.closed = true;
+                    child.closed_ns = Some(at.time_ns);
+                }
             }
             child.complete_by(act);
         }
@@ -176,6 +180,7 @@ impl Tracker {
         let mut entry = self.begin_or_continue(at, at.time_ns, &act);
         if let Kind::Child(child) = &mut entry.kind {
             child.closed = true;
+            child.closed_ns = Some(at.time_ns);
             child.request_died = true;
             child.listener_process = self.listeners.owner(act.listener);
             child.complete_by(act);

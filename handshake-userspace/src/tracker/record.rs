@@ -87,6 +87,11 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         netns: open.ends.netns,
         process: open.process,
         latency_ns: between(syn_ns, established_ns),
+        failed_after_ns: if ended_badly(verdict.outcome) {
+            between(syn_ns.or(called_ns), end_ns.filter(|_| !no_syn).or(open.failed_ns).or(crossed_ns))
+        } else {
+            None
+        },
         // In a simultaneous open the SYN that came is no answer to ours.
         rtt_ns: wire_ns.filter(|_| open.syn_retransmits == 0 && !is_crossed),
         phases: Phases {
@@ -138,6 +143,7 @@ pub(super) fn of_dropped_attempt(attempt: DroppedAttempt, dropped: Dropped, head
         netns: attempt.ends.netns,
         process: attempt.listener_process.map(|process| (*process).clone()),
         latency_ns: None,
+        failed_after_ns: None,
         rtt_ns: None,
         phases: Phases::default(),
         retransmits: Retransmits { syn_seen: syns, ..Retransmits::default() },
@@ -228,6 +234,11 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
         netns: child.ends.netns,
         process: acceptor.or_else(|| listener_process.map(|process| (*process).clone())),
         latency_ns: between(syn_ns.or(synack_ns), established_ns),
+        failed_after_ns: if ended_badly(verdict.outcome) {
+            between(syn_ns.or(synack_ns), child.closed_ns)
+        } else {
+            None
+        },
         rtt_ns: ack_ns.filter(|_| !blurred),
         phases: Phases {
             synack_ns: synack_phase(syn_ns, synack_ns),
@@ -274,6 +285,11 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
         ]),
         attach: head.attach,
     }
+}
+
+/// Whether the handshake itself came to an end, and not a good one: not when we only lost sight.
+fn ended_badly(outcome: Outcome) -> bool {
+    outcome.is_failure() && outcome != Outcome::Incomplete
 }
 
 /// Waiting for a SYN-ACK to be sent again, and for a SYN to be let in.

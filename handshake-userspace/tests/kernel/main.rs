@@ -12,6 +12,7 @@ mod active_open;
 mod drops;
 mod environment;
 mod filters;
+mod giving_up;
 mod loss;
 mod netns;
 mod passive_open;

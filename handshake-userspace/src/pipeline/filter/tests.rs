@@ -28,6 +28,7 @@ fn handshake(role: Role, process: Option<Process>) -> Handshake {
         netns: Some(7),
         process,
         latency_ns: Some(10),
+        failed_after_ns: None,
         rtt_ns: None,
         phases: Phases::default(),
         retransmits: Retransmits::default(),

@@ -64,6 +64,7 @@ pub(in crate::sinks) fn client() -> Handshake {
         netns: Some(4_026_531_840),
         process: Some(process(1234, "curl", 1000, 77)),
         latency_ns: Some(41_020_331),
+        failed_after_ns: None,
         rtt_ns: Some(41_012_210),
         phases: Phases {
             local_ns: Some(8121),
@@ -150,6 +151,7 @@ fn what_is_unknown_is_absent() {
         netns: None,
         process: None,
         latency_ns: None,
+        failed_after_ns: None,
         rtt_ns: None,
         phases: Phases::default(),
         retransmits: Retransmits::default(),

@@ -46,6 +46,8 @@ pub(super) struct Handshake<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     latency_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    failed_after_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     rtt_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     phases: Option<Phases>,
@@ -89,6 +91,7 @@ impl<'a> Handshake<'a> {
             netns: handshake.netns,
             process: handshake.process.as_ref().map(Process::new),
             latency_ns: handshake.latency_ns,
+            failed_after_ns: handshake.failed_after_ns,
             rtt_ns: handshake.rtt_ns,
             phases: (*phases != model::Phases::default()).then_some(Phases {
                 local_ns: phases.local_ns,
