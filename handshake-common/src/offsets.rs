@@ -11,7 +11,7 @@ pub const UNAVAILABLE: u32 = u32::MAX;
 
 macro_rules! offsets {
     ($($(#[$doc:meta])* $field:ident = $ty:literal . $path:literal),+ $(,)?) => {
-        /// Byte offsets; for a bit-field, of the byte that holds it.
+        /// Byte offsets; for a bit-field, of the byte that holds it, and where a name ends in `_bit`, of the bit.
         #[repr(C)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
         pub struct Offsets {
@@ -78,6 +78,20 @@ offsets! {
     snd_una = "tcp_sock"."snd_una",
     /// `tcp_sock.write_seq`.
     write_seq = "tcp_sock"."write_seq",
+    /// `tcp_sock.bytes_acked`: the SYN counts as one.
+    bytes_acked = "tcp_sock"."bytes_acked",
+    /// `tcp_sock.advmss`: the MSS that we announce.
+    advmss = "tcp_sock"."advmss",
+    /// `tcp_sock.rcv_wnd`.
+    rcv_wnd = "tcp_sock"."rcv_wnd",
+    /// `tcp_sock.snd_wnd`.
+    snd_wnd = "tcp_sock"."snd_wnd",
+    /// `tcp_sock.ecn_flags`.
+    ecn_flags = "tcp_sock"."ecn_flags",
+    /// `tcp_sock.is_mptcp`.
+    is_mptcp = "tcp_sock"."is_mptcp",
+    /// `tcp_sock.repair`, in bits from the struct's beginning: its place within the byte moves too.
+    repair_bit = "tcp_sock"."repair",
     /// `tcp_sock.bytes_received`.
     bytes_received = "tcp_sock"."bytes_received",
     /// `tcp_sock.fastopen_rsk`: not null while Fast Open made a child before the final ACK.

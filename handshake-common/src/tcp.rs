@@ -77,6 +77,8 @@ pub mod known {
     pub const OPTIONS: u32 = 1 << 2;
     /// `srtt_us`.
     pub const SRTT: u32 = 1 << 3;
+    /// `local_mss` and both windows.
+    pub const WINDOWS: u32 = 1 << 4;
 }
 
 /// Bits of [`Negotiated::options`].
@@ -87,6 +89,12 @@ pub mod option_bits {
     pub const WINDOW_SCALE: u16 = 1 << 1;
     /// Selective acknowledgements were agreed on (RFC 2018).
     pub const SACK: u16 = 1 << 2;
+    /// Explicit congestion notification was agreed on (RFC 3168).
+    pub const ECN: u16 = 1 << 3;
+    /// The socket is a subflow of an MPTCP connection (RFC 8684).
+    pub const MPTCP: u16 = 1 << 4;
+    /// No segment made it: the socket was put together under TCP_REPAIR.
+    pub const REPAIR: u16 = 1 << 5;
 }
 
 /// What the segments of a handshake agreed on; see [`known`] for what was readable.
@@ -101,6 +109,10 @@ pub struct Negotiated {
     pub srtt_us: u32,
     /// Bits of [`known`].
     pub known: u32,
+    /// The window that we announce, in bytes.
+    pub local_window: u32,
+    /// The window that the peer announced, in bytes.
+    pub remote_window: u32,
     /// Maximum segment size that the peer announced, in bytes.
     pub mss: u16,
     /// Bits of [`option_bits`].
@@ -109,10 +121,10 @@ pub struct Negotiated {
     pub local_window_scale: u8,
     /// Shift count that the peer announced.
     pub remote_window_scale: u8,
-    /// Keeps the layout free of padding.
-    pub reserved: u16,
+    /// Maximum segment size that we announced, in bytes.
+    pub local_mss: u16,
 }
 
 crate::pod!(Negotiated);
 
-const _: () = assert!(size_of::<Negotiated>() == 24);
+const _: () = assert!(size_of::<Negotiated>() == 32);

@@ -74,8 +74,14 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
     let server = Ends { local: remote, remote: local, ..client };
     let process =
         Process { pid: 1, tid: 1, uid: 0, comm: SafeText::from_kernel_bytes(b"bench\0"), cgroup_id: Some(1) };
-    let agreed =
-        Agreed { local_isn: Some(1), remote_isn: Some(number as u32), srtt_us: Some(30), options: None };
+    let agreed = Agreed {
+        local_isn: Some(1),
+        remote_isn: Some(number as u32),
+        srtt_us: Some(30),
+        options: None,
+        mptcp: false,
+        repair: false,
+    };
     let child = PassiveOpen {
         ends: server,
         listener: Some(1),
@@ -121,6 +127,8 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         fast_open: false,
         reset_received: false,
         call_returned: false,
+        syn_data: false,
+        syn_data_acked: false,
         return_is_seen: true,
         own: false,
     };

@@ -30,6 +30,8 @@ pub mod flags {
     pub const SYN_DATA_ACKED: u32 = 1 << 8;
     /// `sk_err` was readable.
     pub const ERROR_KNOWN: u32 = 1 << 9;
+    /// The SYN carried data.
+    pub const SYN_DATA: u32 = 1 << 10;
 }
 
 /// The first SYN was handed to IP (`tcp_connect`), or as near to that as the mode can see.
@@ -112,7 +114,7 @@ pub struct ConnectReturned {
 
 crate::pod!(SynSent, ConnectFailed, LeftSynSent, ConnectReturned);
 
-const _: () = assert!(size_of::<SynSent>() == 128);
+const _: () = assert!(size_of::<SynSent>() == 136);
 const _: () = assert!(size_of::<ConnectFailed>() == 104);
-const _: () = assert!(size_of::<LeftSynSent>() == 200);
+const _: () = assert!(size_of::<LeftSynSent>() == 208);
 const _: () = assert!(size_of::<ConnectReturned>() == 8);

@@ -76,4 +76,4 @@ pub struct PassiveOpen {
 
 crate::pod!(PassiveOpen);
 
-const _: () = assert!(size_of::<PassiveOpen>() == 144);
+const _: () = assert!(size_of::<PassiveOpen>() == 152);

@@ -177,6 +177,8 @@ pub fn syn_sent<M: Memory>(sock: Sock<M>, attach: Attach) {
 
 /// `tcp_sock.syn_data` and `syn_fastopen` in their common byte.
 const FAST_OPEN_BITS: u8 = 1 << 2 | 1 << 3;
+/// `tcp_sock.syn_data`: the SYN carried data.
+const SYN_DATA_BIT: u8 = 1 << 2;
 /// `tcp_sock.syn_data_acked` in the same byte.
 const SYN_DATA_ACKED_BIT: u8 = 1 << 6;
 
@@ -301,9 +303,16 @@ fn report_end<M: Memory>(
         event.syn_retransmits = u16::from(retransmits);
     }
     if new_state == TcpState::Established as u8 {
-        sock.negotiated(&mut event.negotiated);
-        if sock.fast_open_bits() & SYN_DATA_ACKED_BIT != 0 {
+        sock.negotiated(&mut event.negotiated, true);
+        let fast_open = sock.fast_open_bits();
+        if fast_open & SYN_DATA_ACKED_BIT != 0 {
             bits |= flags::SYN_DATA_ACKED;
+        }
+        if fast_open & SYN_DATA_BIT != 0 {
+            bits |= flags::SYN_DATA;
+        }
+        if fast_open & FAST_OPEN_BITS != 0 {
+            bits |= flags::FAST_OPEN;
         }
     }
     event.flags = bits;

@@ -130,7 +130,7 @@ fn left_syn_received<M: Memory>(sock: Sock<M>, new: u8) {
         submit(EventKind::LeftSynReceived, Attach::Common, key, generation_ns, |event: &mut PassiveOpen| {
             // SAFETY: a live entry.
             event.endpoints = unsafe { (*open).endpoints };
-            finish(sock, new, event);
+            finish(sock, new, true, event);
         });
         return;
     }
@@ -157,7 +157,7 @@ pub fn child_left<M: Memory>(sock: Sock<M>, queued: *mut Queued, new: u8, time_n
     let event = slot.payload();
     // SAFETY: a live entry.
     *event = unsafe { (*queued).passive };
-    finish(sock, new, event);
+    finish(sock, new, false, event);
     slot.submit();
 }
 
@@ -188,7 +188,7 @@ fn child_without_probes<M: Memory>(sock: Sock<M>, new: u8, now: u64) {
     }
     submit(EventKind::LeftSynReceived, Attach::Tracepoint, sock.key(), now, |event: &mut PassiveOpen| {
         fill(event);
-        finish(sock, new, event);
+        finish(sock, new, false, event);
     });
     let _ = REQUESTS.remove(cookie);
 }
@@ -217,7 +217,7 @@ fn syn_is_noted() -> bool {
 }
 
 #[inline(always)]
-fn finish<M: Memory>(sock: Sock<M>, new: u8, event: &mut PassiveOpen) {
+fn finish<M: Memory>(sock: Sock<M>, new: u8, syn_was_acked: bool, event: &mut PassiveOpen) {
     event.old_state = TcpState::SynReceived as u8;
     event.new_state = new;
     if let Some(error) = sock.error() {
@@ -225,7 +225,7 @@ fn finish<M: Memory>(sock: Sock<M>, new: u8, event: &mut PassiveOpen) {
         event.flags |= flags::ERROR_KNOWN;
     }
     if new == TcpState::Established as u8 {
-        sock.negotiated(&mut event.negotiated);
+        sock.negotiated(&mut event.negotiated, syn_was_acked);
     }
 }
 

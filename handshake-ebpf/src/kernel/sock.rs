@@ -8,6 +8,7 @@ use core::marker::PhantomData;
 
 use handshake_common::{
     endpoint::{AF_INET, AF_INET6, Endpoints, V4_MAPPED},
+    offsets::UNAVAILABLE,
     tcp::{Negotiated, known, option_bits},
 };
 
@@ -174,17 +175,37 @@ impl<M: Memory> Sock<M> {
         M::read::<u8>(tcp, offset!(syn_data)).unwrap_or(0)
     }
 
-    /// Sequence numbers, options and round trip at the moment of ->ESTABLISHED. An ISN that is known from
-    /// elsewhere (the request sock) is kept.
+    /// Whether it was put together under TCP_REPAIR: then no segment was sent or received.
     #[inline(always)]
-    pub fn negotiated(self, negotiated: &mut Negotiated) {
+    pub fn is_under_repair(self) -> bool {
+        let bit = offset!(repair_bit);
+        if bit == UNAVAILABLE {
+            return false;
+        }
+        let Some(tcp) = M::tcp_sock(self.address) else { return false };
+        M::read::<u8>(tcp, bit >> 3).unwrap_or(0) >> (bit & 7) & 1 != 0
+    }
+
+    /// Sequence numbers, options and round trip at the moment of ->ESTABLISHED. An ISN that is known from
+    /// elsewhere (the request sock, the SYN) is kept. `syn_was_acked`: the peer acknowledged a SYN of this very
+    /// socket; a child's SYN-ACK was its request sock's.
+    #[inline(always)]
+    pub fn negotiated(self, negotiated: &mut Negotiated, syn_was_acked: bool) {
+        if self.is_under_repair() {
+            // Whatever the socket holds was written by an application.
+            negotiated.known = known::OPTIONS;
+            negotiated.options = option_bits::REPAIR;
+            return;
+        }
         let Some(tcp) = M::tcp_sock(self.address) else { return };
         // The SYN takes one sequence number; with Fast Open its data follows, and is counted in bytes_acked
-        // (which counts the SYN too) and bytes_received.
+        // (which counts an acknowledged SYN too) and bytes_received.
         if negotiated.known & known::LOCAL_ISN == 0
             && let Some(acknowledged) = M::read::<u32>(tcp, offset!(snd_una))
         {
-            negotiated.local_isn = acknowledged.wrapping_sub(1);
+            let bytes = M::read::<u64>(tcp, offset!(bytes_acked)).unwrap_or(0) as u32;
+            let syn = u32::from(!(syn_was_acked && bytes != 0));
+            negotiated.local_isn = acknowledged.wrapping_sub(bytes).wrapping_sub(syn);
             negotiated.known |= known::LOCAL_ISN;
         }
         if negotiated.known & known::REMOTE_ISN == 0
@@ -215,11 +236,28 @@ impl<M: Memory> Sock<M> {
             if bits & (7 << 4) != 0 {
                 options |= option_bits::SACK;
             }
+            // TCP_ECN_OK is bit 0 on every kernel that we test.
+            if M::read::<u8>(tcp, offset!(ecn_flags)).unwrap_or(0) & 1 != 0 {
+                options |= option_bits::ECN;
+            }
+            if M::read::<u8>(tcp, offset!(is_mptcp)).unwrap_or(0) != 0 {
+                options |= option_bits::MPTCP;
+            }
             negotiated.options = options;
             negotiated.remote_window_scale = scales & 0xf;
             negotiated.local_window_scale = scales >> 4;
             negotiated.mss = mss;
             negotiated.known |= known::OPTIONS;
+        }
+        if let (Some(mss), Some(local), Some(remote)) = (
+            M::read::<u16>(tcp, offset!(advmss)),
+            M::read::<u32>(tcp, offset!(rcv_wnd)),
+            M::read::<u32>(tcp, offset!(snd_wnd)),
+        ) {
+            negotiated.local_mss = mss;
+            negotiated.local_window = local;
+            negotiated.remote_window = remote;
+            negotiated.known |= known::WINDOWS;
         }
     }
 }

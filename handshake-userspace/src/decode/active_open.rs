@@ -58,6 +58,8 @@ pub(super) fn left_syn_sent(raw: &raw::LeftSynSent) -> Result<Act, DecodeError> 
         call_returned: has(flags::CALL_RETURNED),
         return_is_seen: has(flags::RETURN_IS_SEEN),
         own: has(flags::OWN),
+        syn_data: has(flags::SYN_DATA),
+        syn_data_acked: has(flags::SYN_DATA_ACKED),
     })))
 }
 

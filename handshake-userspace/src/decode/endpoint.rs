@@ -13,7 +13,7 @@ use handshake_common::{
 };
 
 use crate::model::{
-    handshake::Options,
+    handshake::{Options, Windows},
     observation::{Agreed, Ends},
     process::{Process, SafeText},
 };
@@ -60,12 +60,21 @@ pub(super) fn agreed(raw: &Negotiated) -> Agreed {
         local_isn: is_known(known::LOCAL_ISN).then_some(raw.local_isn),
         remote_isn: is_known(known::REMOTE_ISN).then_some(raw.remote_isn),
         srtt_us: is_known(known::SRTT).then_some(raw.srtt_us),
-        options: is_known(known::OPTIONS).then(|| Options {
+        mptcp: has(option_bits::MPTCP),
+        repair: has(option_bits::REPAIR),
+        options: (is_known(known::OPTIONS) && !has(option_bits::REPAIR)).then(|| Options {
             mss: raw.mss,
             window_scale: has(option_bits::WINDOW_SCALE)
                 .then_some((raw.local_window_scale, raw.remote_window_scale)),
             sack: has(option_bits::SACK),
             timestamps: has(option_bits::TIMESTAMPS),
+            ecn: has(option_bits::ECN),
+            windows: is_known(known::WINDOWS).then_some(Windows {
+                local_mss: raw.local_mss,
+                local: raw.local_window,
+                remote: raw.remote_window,
+            }),
+            fast_open: None,
         }),
     }
 }

@@ -98,7 +98,17 @@ fn the_agreed() -> Agreed {
         local_isn: Some(1),
         remote_isn: Some(2),
         srtt_us: Some(41_000),
-        options: Some(Options { mss: 1460, window_scale: Some((7, 9)), sack: true, timestamps: false }),
+        mptcp: false,
+        repair: false,
+        options: Some(Options {
+            mss: 1460,
+            window_scale: Some((7, 9)),
+            sack: true,
+            timestamps: false,
+            ecn: false,
+            windows: None,
+            fast_open: None,
+        }),
     }
 }
 

@@ -66,6 +66,8 @@ enum Problem {
     BitField,
     #[error("`{path}` is not bit {bit} (of width {width}) of the byte where we read it")]
     Bits { path: &'static str, bit: u32, width: u32 },
+    #[error("it is no single bit here")]
+    NoBit,
     #[error("no rule says how it is read")]
     NoRule,
 }
@@ -95,6 +97,12 @@ fn find(btf: &Btf, field: &str, container: &str, path: &str) -> Result<u32, Prob
                 }
             }
         }
+        Shape::Bit => {
+            return match member.bit_field {
+                Some(BitField { bit, width: 1 }) if bit < 8 => Ok(member.byte_offset * 8 + bit),
+                _ => Err(Problem::NoBit),
+            };
+        }
     }
     Ok(member.byte_offset)
 }
@@ -106,6 +114,8 @@ enum Shape {
     Bytes(&'static [u32]),
     /// One byte of bit-fields: path, first bit and width of each that is read from it.
     Bits(&'static [(&'static str, u32, u32)]),
+    /// One bit, wherever it is: its place is given in bits.
+    Bit,
 }
 
 /// What we know of a field besides its place.
@@ -145,6 +155,7 @@ const NO_OPTIONS: &str = "the negotiated TCP options are not shown";
 const NO_REQUEST: &str = "the listener and the child of a half-open connection are not known";
 const NO_SYN_ACK_COUNT: &str = "retransmitted SYN-ACKs are not counted";
 const NO_INODE: &str = "listeners that were there before us are not joined to their processes";
+const NO_WINDOWS: &str = "our MSS and the initial windows are not shown";
 const NO_DROP: &str = "who sent a SYN that was dropped here is not shown";
 const NO_FILES: &str = "accept() and connect() are not joined to their sockets in tracepoint mode";
 
@@ -176,6 +187,19 @@ const RULES: &[Rule] = &[
     optional("rcv_nxt", &[4], NO_ISN),
     optional("snd_una", &[4], NO_ISN),
     optional("write_seq", &[4], "our ISN is known only from ESTABLISHED on"),
+    optional("bytes_acked", &[8], NO_FAST_OPEN),
+    optional("advmss", &[2], NO_WINDOWS),
+    optional("rcv_wnd", &[4], NO_WINDOWS),
+    optional("snd_wnd", &[4], NO_WINDOWS),
+    optional("ecn_flags", &[1], "whether ECN was agreed on is not shown"),
+    // A kernel without MPTCP has none, and loses nothing.
+    optional("is_mptcp", &[1], "subflows of MPTCP are not marked"),
+    Rule {
+        field: "repair_bit",
+        required: false,
+        shape: Shape::Bit,
+        without_it: "sockets put together under TCP_REPAIR look like handshakes",
+    },
     optional("bytes_received", &[8], NO_FAST_OPEN),
     optional("fastopen_rsk", &[8], NO_FAST_OPEN),
     bits("syn_data", &[("syn_data", 2, 1), ("syn_fastopen", 3, 1), ("syn_data_acked", 6, 1)], NO_FAST_OPEN),

@@ -127,6 +127,36 @@ pub struct Options {
     pub sack: bool,
     /// Timestamps.
     pub timestamps: bool,
+    /// Explicit congestion notification.
+    pub ecn: bool,
+    /// Our MSS and both windows, in bytes.
+    pub windows: Option<Windows>,
+    /// What became of Fast Open (client).
+    pub fast_open: Option<FastOpen>,
+}
+
+/// What the first segments announced beside the peer's MSS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// Maximum segment size that we announced, in bytes.
+    pub local_mss: u16,
+    /// Our window.
+    pub local: u32,
+    /// The peer's.
+    pub remote: u32,
+}
+
+/// How far a client came with Fast Open (RFC 7413).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FastOpen {
+    /// It didn't ask for it.
+    None,
+    /// Its SYN asked for a cookie.
+    Requested,
+    /// Its SYN carried data, which the server did not take.
+    DataSent,
+    /// Its SYN carried data, and the server took it.
+    DataAccepted,
 }
 
 /// Segments that this host dropped.

@@ -89,6 +89,10 @@ pub struct Agreed {
     pub srtt_us: Option<u32>,
     /// The options.
     pub options: Option<Options>,
+    /// A subflow of an MPTCP connection.
+    pub mptcp: bool,
+    /// Put together under TCP_REPAIR: no segment was exchanged.
+    pub repair: bool,
 }
 
 /// The acts, in TCP words; fields mirror `handshake_common::event`, which documents them.
@@ -207,6 +211,10 @@ pub struct LeftSynSent {
     pub return_is_seen: bool,
     /// One of our own sockets.
     pub own: bool,
+    /// The SYN carried data (Fast Open).
+    pub syn_data: bool,
+    /// The peer took that data.
+    pub syn_data_acked: bool,
 }
 
 /// See [`Act::ChildQueued`], [`Act::LeftSynReceived`] and [`Act::RequestDied`].

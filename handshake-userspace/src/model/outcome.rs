@@ -80,6 +80,8 @@ pub enum EvidenceKind {
     StoppedWatching,
     /// The tracker's table was full.
     TableFull,
+    /// The listener had closed while it was half open.
+    ListenerClosed,
     /// The listener's accept queue was full (more children than its limit).
     AcceptQueueFull,
     /// The listener had as many half-open requests as its limit allows.
@@ -133,6 +135,10 @@ pub enum Flag {
     SynDropped,
     /// This host dropped an ACK of it, because the accept queue was full.
     AckDropped,
+    /// A subflow of an MPTCP connection.
+    Mptcp,
+    /// Put together under TCP_REPAIR: no segment was exchanged.
+    Repair,
 }
 
 /// What became of a child that was still queued when its handshake record was written.

@@ -2,9 +2,13 @@
 //!
 //! A server record names who accepted; a child that nobody accepts falls back to who listens. What a newcomer
 //! would get wrong: closing a listener destroys its children after the listener has left LISTEN, so a child
-//! takes its owner along when it is queued, and this table may forget him at once.
+//! takes its owner along when it is queued. Its half-open requests die later still, by their own timers, so a
+//! closed listener is remembered for a while.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use super::table::AddressHasher;
 use crate::model::{observation::Listener, process::Process};
@@ -15,9 +19,18 @@ const MAX_LISTENERS: usize = 65_536;
 /// Children that the snapshot may name: the sum of all accept queues at the moment of our start.
 const MAX_EARLIER_CHILDREN: usize = 65_536;
 
+/// Listeners that closed and whose requests may still be pending; with more than this the oldest are forgotten.
+const MAX_CLOSED: usize = 4_096;
+
+/// Longer than SYN-ACKs are sent again with any usual setting.
+const REMEMBERED_NS: u64 = 120_000_000_000;
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Listeners {
+    closed: HashMap<u64, (u64, Option<Arc<Process>>), AddressHasher>,
+    /// The same in order of closing.
+    closed_order: VecDeque<(u64, u64)>,
     owners: HashMap<u64, Arc<Process>, AddressHasher>,
     earlier_children: HashMap<u64, (), AddressHasher>,
 }
@@ -38,8 +51,29 @@ impl Listeners {
     }
 
     /// A socket left LISTEN.
-    pub(super) fn closed(&mut self, address: u64) {
-        self.owners.remove(&address);
+    pub(super) fn closed(&mut self, address: u64, time_ns: u64) {
+        let owner = self.owners.remove(&address);
+        while let Some((oldest, closed_ns)) = self.closed_order.front().copied()
+            && (self.closed_order.len() >= MAX_CLOSED || time_ns.saturating_sub(closed_ns) > REMEMBERED_NS)
+        {
+            self.closed_order.pop_front();
+            // An address that closed again since has a later entry of its own.
+            if self.closed.get(&oldest).is_some_and(|(noted_ns, _)| *noted_ns == closed_ns) {
+                self.closed.remove(&oldest);
+            }
+        }
+        self.closed.insert(address, (time_ns, owner));
+        self.closed_order.push_back((address, time_ns));
+    }
+
+    /// Whether this listener closed not long ago, and who owned it. An address that listens again did not.
+    pub(super) fn closed_lately(&self, address: Option<u64>, now_ns: u64) -> Option<Option<Arc<Process>>> {
+        let address = address?;
+        if self.owners.contains_key(&address) {
+            return None;
+        }
+        let (closed_ns, owner) = self.closed.get(&address)?;
+        (now_ns.saturating_sub(*closed_ns) <= REMEMBERED_NS).then(|| owner.clone())
     }
 
     /// Who listens at this socket.

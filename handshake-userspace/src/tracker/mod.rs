@@ -233,7 +233,7 @@ impl Tracker {
             Act::Accepted(act) => self.accepted(at, act, out),
             Act::ChildDestroyed(act) => self.child_destroyed(at, act, out),
             Act::ListenerOpened(act) => self.listeners.opened(at.socket.address, act),
-            Act::ListenerClosed(_) => self.listeners.closed(at.socket.address),
+            Act::ListenerClosed(_) => self.listeners.closed(at.socket.address, at.time_ns),
             Act::SynRetransmitted { ends, attempt } => self.syn_retransmitted(at, ends, attempt, out),
             Act::SocketSeen(seen) => self.socket_seen(at, seen, out),
             Act::SegmentDropped(act) => self.segment_dropped(at, *act, out),

@@ -35,6 +35,8 @@ pub(super) struct Child {
     pub(super) closed_ns: Option<u64>,
     /// It never was more than a request sock.
     pub(super) request_died: bool,
+    /// The listener had closed before that.
+    pub(super) listener_closed: bool,
     /// accept() took it: when, and who.
     pub(super) taken: Option<(u64, Option<Process>)>,
     pub(super) destroyed: bool,
@@ -183,6 +185,10 @@ impl Tracker {
             child.closed_ns = Some(at.time_ns);
             child.request_died = true;
             child.listener_process = self.listeners.owner(act.listener);
+            if let Some(owner) = self.listeners.closed_lately(act.listener, at.time_ns) {
+                child.listener_closed = true;
+                child.listener_process = owner;
+            }
             child.complete_by(act);
         }
         self.finish(entry, Why::Ended, out);

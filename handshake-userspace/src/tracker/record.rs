@@ -14,8 +14,8 @@ use super::{
     verdict::{self, Verdict, errno},
 };
 use crate::model::{
-    handshake::{AcceptQueue, Dropped, Handshake, Isn, Key, Phases, Retransmits},
-    observation::Agreed,
+    handshake::{AcceptQueue, Dropped, FastOpen, Handshake, Isn, Key, Options, Phases, Retransmits},
+    observation::{Agreed, LeftSynSent},
     outcome::{EvidenceKind, Flag, Outcome, Role},
 };
 
@@ -51,13 +51,14 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
     // A call that failed before any SYN, though a mode without a hook on the SYN itself took the change to
     // SYN-SENT for one.
     let no_syn = open.failed.is_some()
+        || end.as_ref().is_some_and(|end| end.agreed.repair)
         || verdict.kind == EvidenceKind::ConnectReturned && verdict.errno == Some(errno::EADDRNOTAVAIL);
     let syn_ns = open.syn_sent_ns.filter(|_| !no_syn);
     let syn_left = !no_syn && (syn_ns.is_some() || open.seen_late || open.syn_retransmits > 0);
     let established_ns = if is_crossed { crossed_ns } else { end_ns }.filter(|_| established);
     let by_reset = verdict.kind == EvidenceKind::ResetReceived;
     // Only a segment is an answer: what an ICMP ended has no wire time, nor has a close.
-    let answered_ns = (established || by_reset || is_crossed)
+    let answered_ns = (established && !no_syn || by_reset || is_crossed)
         .then(|| end.as_ref().and_then(|end| end.answered_ns).or(end_ns))
         .flatten();
     let wire_ns = between(syn_ns, answered_ns);
@@ -65,7 +66,10 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
     let syns = syns_again.map(|again| again.saturating_add(1));
 
     let agreed = agreed_by(end.as_ref().map(|end| end.agreed), crossed.as_ref().map(|left| left.agreed));
-    let isn = Isn { local: agreed.local_isn.or(open.local_isn), remote: agreed.remote_isn };
+    let isn = match agreed.repair {
+        true => Isn::default(),
+        false => Isn { local: agreed.local_isn.or(open.local_isn), remote: agreed.remote_isn },
+    };
     let id = match (isn.local, isn.remote) {
         (Some(local), Some(remote)) if is_crossed => Some(join(local.min(remote), local.max(remote))),
         (Some(local), Some(remote)) => Some(join(local, remote)),
@@ -110,10 +114,15 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
             ..Retransmits::default()
         },
         isn,
-        options: agreed.options.filter(|_| established),
+        options: agreed.options.filter(|_| established).map(|options| Options {
+            fast_open: end.as_ref().map(|end| fast_open_of(end, open.fast_open)),
+            ..options
+        }),
         accept_queue: None,
         flags: flags([
             (dropped.is_some(), Flag::SynDropped),
+            (agreed.mptcp, Flag::Mptcp),
+            (agreed.repair, Flag::Repair),
             (open.own, Flag::Own),
             (open.ends.v4_mapped, Flag::V4Mapped),
             (open.fast_open, Flag::FastOpen),
@@ -277,6 +286,7 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
             (fast_open, Flag::FastOpen),
             (defer_accept, Flag::DeferAccept),
             (child.reset_in_queue, Flag::ResetInQueue),
+            (agreed.mptcp, Flag::Mptcp),
             (syns_dropped != 0, Flag::SynDropped),
             (ack_dropped, Flag::AckDropped),
             (child.seen_late || syn_not_seen, Flag::SeenLate),
@@ -290,6 +300,16 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
 /// Whether the handshake itself came to an end, and not a good one: not when we only lost sight.
 fn ended_badly(outcome: Outcome) -> bool {
     outcome.is_failure() && outcome != Outcome::Incomplete
+}
+
+/// How far a client came with Fast Open.
+fn fast_open_of(end: &LeftSynSent, asked: bool) -> FastOpen {
+    match (end.syn_data_acked, end.syn_data, asked || end.fast_open) {
+        (true, _, _) => FastOpen::DataAccepted,
+        (false, true, _) => FastOpen::DataSent,
+        (false, false, true) => FastOpen::Requested,
+        (false, false, false) => FastOpen::None,
+    }
 }
 
 /// Waiting for a SYN-ACK to be sent again, and for a SYN to be let in.
@@ -314,6 +334,10 @@ fn judge_child(child: &Child) -> Option<Verdict> {
     let known = child.half_open.as_deref();
     if child.established_ns.is_none() && child.closed {
         let open = known?;
+        // The request outlived its listener: its timer, or the client's next segment, found nobody.
+        if child.listener_closed && !open.reset_received {
+            return Some(Verdict::new(Outcome::Cancelled, EvidenceKind::ListenerClosed));
+        }
         if open.ack_dropped {
             return Some(Verdict::new(Outcome::AckDropped, EvidenceKind::AcceptQueueFull));
         }
@@ -350,6 +374,8 @@ fn agreed_by(earlier: Option<Agreed>, later: Option<Agreed>) -> Agreed {
         remote_isn: later.remote_isn.or(earlier.remote_isn),
         srtt_us: later.srtt_us.or(earlier.srtt_us),
         options: later.options.or(earlier.options),
+        mptcp: later.mptcp || earlier.mptcp,
+        repair: later.repair || earlier.repair,
     }
 }
 

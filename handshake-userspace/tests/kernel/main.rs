@@ -22,4 +22,5 @@ mod record;
 mod throughput;
 mod tracer;
 mod traffic;
+mod variants;
 mod watch;

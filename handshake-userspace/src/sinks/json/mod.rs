@@ -15,7 +15,8 @@
 //!  "latency_ns":41020331,"rtt_ns":41012210,
 //!  "phases":{"local_ns":8121,"wire_ns":41012210,"wake_ns":5023},
 //!  "retransmits":{"syn":0,"waited_ns":0},"isn":{"local":3735928559,"remote":195948557},
-//!  "options":{"mss":1460,"window_scale":{"local":7,"remote":7},"sack":true,"timestamps":true},
+//!  "options":{"mss":1460,"window_scale":{"local":7,"remote":7},"sack":true,"timestamps":true,"ecn":false,"fast_open":"none",
+//!  "local_mss":1460,"window":{"local":64240,"remote":65160}},
 //!  "flags":[],"attach":"fentry"}
 //! ```
 //!

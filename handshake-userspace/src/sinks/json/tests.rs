@@ -8,7 +8,7 @@ use handshake_common::event::Attach;
 use super::*;
 use crate::{
     model::{
-        handshake::{Accept, Handshake, Isn, Key, Options, Phases, Retransmits},
+        handshake::{Accept, FastOpen, Handshake, Isn, Key, Options, Phases, Retransmits, Windows},
         health::{Health, TrackerCounts},
         outcome::{AcceptOutcome, Evidence, EvidenceKind, Flag, Outcome, Role},
         process::{Process, SafeText},
@@ -74,7 +74,15 @@ pub(in crate::sinks) fn client() -> Handshake {
         },
         retransmits: Retransmits { syn: Some(0), waited_ns: Some(0), ..Retransmits::default() },
         isn: Isn { local: Some(0xdead_beef), remote: Some(0x0bad_f00d) },
-        options: Some(Options { mss: 1460, window_scale: Some((7, 7)), sack: true, timestamps: true }),
+        options: Some(Options {
+            mss: 1460,
+            window_scale: Some((7, 7)),
+            sack: true,
+            timestamps: true,
+            ecn: false,
+            windows: Some(Windows { local_mss: 1460, local: 64_240, remote: 65_160 }),
+            fast_open: Some(FastOpen::None),
+        }),
         accept_queue: None,
         dropped: None,
         flags: vec![],

@@ -113,6 +113,12 @@ impl<'a> Handshake<'a> {
                 window_scale: options.window_scale.map(|(local, remote)| WindowScale { local, remote }),
                 sack: options.sack,
                 timestamps: options.timestamps,
+                ecn: options.ecn,
+                fast_open: options.fast_open.map(words::fast_open),
+                local_mss: options.windows.map(|windows| windows.local_mss),
+                window: options
+                    .windows
+                    .map(|windows| Window { local: windows.local, remote: windows.remote }),
             }),
             accept_queue: handshake
                 .accept_queue
@@ -351,6 +357,19 @@ struct Options {
     window_scale: Option<WindowScale>,
     sack: bool,
     timestamps: bool,
+    ecn: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fast_open: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local_mss: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<Window>,
+}
+
+#[derive(Serialize)]
+struct Window {
+    local: u32,
+    remote: u32,
 }
 
 #[derive(Serialize)]

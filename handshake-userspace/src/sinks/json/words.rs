@@ -5,7 +5,10 @@
 
 use handshake_common::event::Attach;
 
-use crate::model::outcome::{AcceptOutcome, EvidenceKind, Flag, Outcome, Role};
+use crate::model::{
+    handshake::FastOpen,
+    outcome::{AcceptOutcome, EvidenceKind, Flag, Outcome, Role},
+};
 
 /// `role`.
 pub const fn role(role: Role) -> &'static str {
@@ -61,6 +64,7 @@ pub const fn evidence(kind: EvidenceKind) -> &'static str {
         EvidenceKind::NothingMoreSeen => "nothing_more_seen",
         EvidenceKind::StoppedWatching => "stopped_watching",
         EvidenceKind::TableFull => "table_full",
+        EvidenceKind::ListenerClosed => "listener_closed",
         EvidenceKind::AcceptQueueFull => "accept_queue_full",
         EvidenceKind::SynQueueFull => "syn_queue_full",
         EvidenceKind::DropReason => "drop_reason",
@@ -84,6 +88,18 @@ pub const fn flag(flag: Flag) -> &'static str {
         Flag::EventsLost => "events_lost",
         Flag::SynDropped => "syn_dropped",
         Flag::AckDropped => "ack_dropped",
+        Flag::Mptcp => "mptcp",
+        Flag::Repair => "repair",
+    }
+}
+
+/// `options.fast_open`.
+pub const fn fast_open(fast_open: FastOpen) -> &'static str {
+    match fast_open {
+        FastOpen::None => "none",
+        FastOpen::Requested => "requested",
+        FastOpen::DataSent => "data_sent",
+        FastOpen::DataAccepted => "data_accepted",
     }
 }
 

@@ -141,6 +141,7 @@ fn short_evidence(evidence: &Evidence) -> String {
         (EvidenceKind::ResetReceived, _) => "RST".to_owned(),
         (_, Some(number)) if number != 0 => errno::name(number).to_string(),
         (EvidenceKind::RequestDropped, _) => "dropped half open".to_owned(),
+        (EvidenceKind::ListenerClosed, _) => "listener closed".to_owned(),
         (EvidenceKind::AcceptQueueFull, _) => "accept queue full".to_owned(),
         (EvidenceKind::SynQueueFull, _) => "SYN queue full".to_owned(),
         (EvidenceKind::EventsLost, _) => "events lost".to_owned(),
@@ -174,6 +175,7 @@ fn evidence(evidence: &Evidence) -> String {
         EvidenceKind::NothingMoreSeen => "nothing more was seen".to_owned(),
         EvidenceKind::StoppedWatching => "still open when we stopped watching".to_owned(),
         EvidenceKind::TableFull => "our table was full".to_owned(),
+        EvidenceKind::ListenerClosed => "the listener closed".to_owned(),
         EvidenceKind::AcceptQueueFull => "accept queue full".to_owned(),
         EvidenceKind::SynQueueFull => "SYN queue full".to_owned(),
         EvidenceKind::DropReason => "dropped by this host".to_owned(),
@@ -200,6 +202,8 @@ fn flag_words(flag: Flag) -> &'static str {
         Flag::EventsLost => "details lost",
         Flag::SynDropped => "SYN dropped here",
         Flag::AckDropped => "ACK dropped here",
+        Flag::Mptcp => "MPTCP",
+        Flag::Repair => "TCP_REPAIR",
     }
 }
 

@@ -118,6 +118,23 @@ fn fast_open_child_is_accepted_before_it_is_established() {
 }
 
 #[test]
+fn request_of_a_listener_that_closed_is_cancelled_and_not_timed_out() {
+    let server = given_listener().syn().syn_ack().wait(MS).listener_closes().wait(SEC);
+    let server = server.with(|facts| facts.timed_out = true);
+    let record = server.request_dies().expect(Outcome::Cancelled);
+    assert_eq!(record.evidence.kind, EvidenceKind::ListenerClosed);
+    assert_eq!(record.process.map(|process| process.pid), Some(80), "who listened");
+    assert_eq!(record.failed_after_ns, Some(SEC + MS));
+}
+
+#[test]
+fn request_of_a_listener_that_closed_long_ago_timed_out() {
+    let server = given_listener().listener_closes().wait(300 * SEC).syn().syn_ack().wait(60 * SEC);
+    let server = server.with(|facts| facts.timed_out = true);
+    server.request_dies().expect(Outcome::TimedOut);
+}
+
+#[test]
 fn fast_open_child_that_no_probe_announced_waits_for_its_final_ack_too() {
     let server = given_listener().syn().syn_ack().wait(5 * US).accept_in_syn_received();
     let server = server.wait(3 * SEC).with(|facts| facts.fast_open = true).established();

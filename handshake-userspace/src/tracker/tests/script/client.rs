@@ -40,6 +40,8 @@ pub(crate) fn given_client_at(address: u64) -> Client {
         reset_received: false,
         call_returned: false,
         return_is_seen: false,
+        syn_data: false,
+        syn_data_acked: false,
         own: false,
     };
     Client { script: Script::new(address), facts }

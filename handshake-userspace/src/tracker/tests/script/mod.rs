@@ -45,12 +45,22 @@ pub(crate) fn ends(port: u16) -> Ends {
 }
 
 pub(crate) fn agreed() -> Agreed {
-    let options = Options { mss: 1460, window_scale: Some((7, 8)), sack: true, timestamps: true };
+    let options = Options {
+        mss: 1460,
+        window_scale: Some((7, 8)),
+        sack: true,
+        timestamps: true,
+        ecn: false,
+        windows: None,
+        fast_open: None,
+    };
     Agreed {
         local_isn: Some(0xdead_beef),
         remote_isn: Some(0x0bad_f00d),
         srtt_us: None,
         options: Some(options),
+        mptcp: false,
+        repair: false,
     }
 }
 
