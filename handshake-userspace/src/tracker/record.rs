@@ -71,7 +71,6 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         false => Isn { local: agreed.local_isn.or(open.local_isn), remote: agreed.remote_isn },
     };
     let id = match (isn.local, isn.remote) {
-        (Some(local), Some(remote)) if is_crossed => Some(join(local.min(remote), local.max(remote))),
         (Some(local), Some(remote)) => Some(join(local, remote)),
         _ => None,
     };
@@ -379,9 +378,10 @@ fn agreed_by(earlier: Option<Agreed>, later: Option<Agreed>) -> Agreed {
     }
 }
 
-/// `id` of both ends: first in the high half, second in the low one.
-fn join(first: u32, second: u32) -> u64 {
-    u64::from(first) << 32 | u64::from(second)
+/// `id` of both ends: the smaller ISN first, because the ends may differ about who opened. When SYNs cross, one
+/// end may see a SYN where the other sees a SYN-ACK (RFC 9293 section 3.5, figure 7).
+fn join(one: u32, other: u32) -> u64 {
+    u64::from(one.min(other)) << 32 | u64::from(one.max(other))
 }
 
 fn flags<const N: usize>(marks: [(bool, Flag); N]) -> Vec<Flag> {

@@ -173,12 +173,14 @@ fn an_icmp_ends_a_handshake_without_any_rst() {
     for (_, port, outcome, errno) in cases {
         let to: SocketAddr = format!("{SERVER_V4}:{port}").parse().expect("an address");
         pair.client.on_thread("hs-client", || std::net::TcpStream::connect(to).expect_err("it is rejected"));
-        watch
-            .wait_for("the rejected connect()", of_netns(&pair.client, port))
+        let record = watch.wait_for("the rejected connect()", of_netns(&pair.client, port));
+        // An ICMP that comes while connect() still holds the socket, as over veth, only leaves sk_err_soft; then
+        // the next SYN's ends it.
+        assert!(record.number("evidence.syns").is_some_and(|syns| (1..=2).contains(&syns)), "{record}");
+        record
             .expect_text("outcome", outcome)
             .expect_text("evidence.kind", "socket_error")
             .expect_text("evidence.errno", errno)
-            .expect_number("evidence.syns", 1)
             .expect_absent("latency_ns")
             .expect_absent("phases.wire_ns");
     }

@@ -182,8 +182,8 @@ fn sendmsg_with_fast_open_is_an_active_open_too() {
 }
 
 #[test]
-fn two_syns_that_cross_are_one_simultaneous_open_at_each_end() {
-    if !is_fit("two_syns_that_cross_are_one_simultaneous_open_at_each_end") {
+fn two_syns_that_cross_are_one_handshake_at_each_end() {
+    if !is_fit("two_syns_that_cross_are_one_handshake_at_each_end") {
         return;
     }
     let pair = Pair::new();
@@ -213,17 +213,20 @@ fn two_syns_that_cross_are_one_simultaneous_open_at_each_end() {
     pair.server.on_thread("hs-wait", || finish(&second).expect("they cross"));
     let of = |netns: &Netns| {
         let inode = netns.inode();
-        watch.wait_for("a simultaneous open", move |record| {
-            record.text("role") == Some("simultaneous") && record.number("netns") == Some(inode)
+        watch.wait_for("the end of a simultaneous open", move |record| {
+            record.text("kind") == Some("handshake") && record.number("netns") == Some(inode)
         })
     };
     let (one, other) = (of(&pair.client), of(&pair.server));
     for record in [&one, &other] {
-        record
-            .expect_text("outcome", "established")
-            .expect_text("process.comm", "hs-crossing")
-            .expect_flag("simultaneous_open")
-            .expect_absent("rtt_ns");
+        record.expect_text("outcome", "established").expect_text("process.comm", "hs-crossing");
+    }
+    // One of the second SYNs is sent first. Its receiver answers from SYN-SENT; if its own SYN has not left by
+    // then, the other end meets a SYN-ACK and is a client like any other.
+    let crossed = [&one, &other].into_iter().filter(|record| record.text("role") == Some("simultaneous"));
+    assert!(crossed.clone().count() >= 1, "{one}\n{other}");
+    for record in crossed {
+        record.expect_flag("simultaneous_open").expect_absent("rtt_ns");
     }
     assert_eq!(one.text("id"), other.text("id"), "{one}\n{other}");
     let records = watch.end();

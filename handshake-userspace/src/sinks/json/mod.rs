@@ -9,7 +9,7 @@
 //!
 //! ```json
 //! {"schema":1,"kind":"handshake","time":"2026-11-21T04:05:06.123456789Z","key":"6f1e2c00-1042",
-//!  "id":"deadbeef0badf00d","role":"client","outcome":"established",
+//!  "id":"0badf00ddeadbeef","role":"client","outcome":"established",
 //!  "local":{"address":"10.9.0.1","port":40112},"remote":{"address":"10.9.0.2","port":443},
 //!  "netns":4026531840,"process":{"pid":1234,"tid":1234,"comm":"curl","uid":1000,"cgroup_id":"77"},
 //!  "latency_ns":41020331,"rtt_ns":41012210,
@@ -29,7 +29,7 @@
 //!
 //! ```json
 //! {"schema":1,"kind":"accept","time":"2026-11-21T04:05:08.123456789Z","key":"6f1e2c00-1043",
-//!  "id":"deadbeef0badf00d","outcome":"accepted","local":{"address":"10.9.0.2","port":443},
+//!  "id":"0badf00ddeadbeef","outcome":"accepted","local":{"address":"10.9.0.2","port":443},
 //!  "remote":{"address":"10.9.0.1","port":40112},"netns":4026531840,
 //!  "process":{"pid":99,"tid":99,"comm":"nginx","uid":33,"cgroup_id":"78"},"wait_ns":2000000000,
 //!  "attach":"fentry"}

@@ -49,7 +49,7 @@ fn process(pid: u32, comm: &str, uid: u32, cgroup_id: u64) -> Process {
 pub(in crate::sinks) fn client() -> Handshake {
     Handshake {
         key: Key { boot: 0x6f1e_2c00, counter: 1042 },
-        id: Some(0xdead_beef_0bad_f00d),
+        id: Some(0x0bad_f00d_dead_beef),
         began_ns: 0,
         role: Role::Client,
         outcome: Outcome::Established,
@@ -98,7 +98,7 @@ fn a_handshake_is_as_the_manual_says() {
 pub(in crate::sinks) fn accept() -> Accept {
     Accept {
         key: Key { boot: 0x6f1e_2c00, counter: 1043 },
-        id: Some(0xdead_beef_0bad_f00d),
+        id: Some(0x0bad_f00d_dead_beef),
         time_ns: 0,
         outcome: AcceptOutcome::Accepted,
         wait_ns: Some(2_000_000_000),

@@ -18,7 +18,7 @@ fn syn_answered_by_syn_ack_establishes() {
     assert_eq!(record.retransmits.waited_ns, Some(0));
     assert_eq!(record.retransmits.syn_ack, None, "a client can't count the server's segments");
     assert_eq!(record.began_ns, START);
-    assert_eq!(record.id, Some(0xdead_beef_0bad_f00d), "the client's ISN first");
+    assert_eq!(record.id, Some(0x0bad_f00d_dead_beef), "the smaller ISN first");
     assert_eq!(record.evidence.kind, EvidenceKind::StateEstablished);
     assert_eq!(record.evidence.syns, Some(1));
     assert_eq!(record.process.map(|process| process.pid), Some(1234));

@@ -17,7 +17,7 @@ fn final_ack_establishes_and_accept_takes_the_child() {
     assert_eq!(record.rtt_ns, Some(40 * MS));
     assert_eq!((record.retransmits.syn_ack, record.retransmits.syn_seen), (Some(0), Some(1)));
     assert_eq!((record.retransmits.syn, record.retransmits.waited_ns), (None, Some(0)));
-    assert_eq!(record.id, Some(0x0bad_f00d_dead_beef), "the client's ISN first, as the client has it");
+    assert_eq!(record.id, Some(0x0bad_f00d_dead_beef), "as the client has it");
     assert_eq!(record.process.map(|process| process.pid), Some(81), "the acceptor, not the listener");
     assert_eq!(record.accept_queue.map(|queue| (queue.length, queue.limit)), Some((1, 128)));
     assert_eq!(record.began_ns, START);
