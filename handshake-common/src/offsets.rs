@@ -90,6 +90,8 @@ offsets! {
     ecn_flags = "tcp_sock"."ecn_flags",
     /// `tcp_sock.is_mptcp`.
     is_mptcp = "tcp_sock"."is_mptcp",
+    /// `mptcp_sock.first`: the subflow that the connection began with.
+    mptcp_first = "mptcp_sock"."first",
     /// `tcp_sock.repair`, in bits from the struct's beginning: its place within the byte moves too.
     repair_bit = "tcp_sock"."repair",
     /// `tcp_sock.bytes_received`.

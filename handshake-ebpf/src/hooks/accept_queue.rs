@@ -29,6 +29,7 @@ use super::{
 use crate::{
     emit::{count, now_ns, submit},
     filter,
+    globals::{LOCKED_DOWN, offset},
     kernel::{
         read::{Copied, Direct, Memory},
         sock::Sock,
@@ -122,6 +123,19 @@ pub fn accepted<M: Memory>(child: Sock<M>, attach: Attach) {
     }
 }
 
+/// accept() returns the master socket of an MPTCP connection: the child that was queued is its first subflow.
+#[inline(always)]
+fn subflow_accepted(master: u64, attach: Attach) {
+    // The field is beyond the type that the verifier knows the argument by, so it needs the helper.
+    if LOCKED_DOWN.load() != 0 {
+        return;
+    }
+    let Some(subflow) = Copied::read::<*const u8>(master as *const u8, offset!(mptcp_first)) else { return };
+    if !subflow.is_null() {
+        accepted(Sock::<Copied>::at(subflow), attach);
+    }
+}
+
 /// An entry for a child that accept() returns in SYN-RECEIVED and that no probe has seen.
 #[inline(always)]
 fn early_child<M: Memory>(child: Sock<M>, ends: &Endpoints) -> Option<*mut Queued> {
@@ -210,7 +224,12 @@ pub fn hs_accept_kp(context: ProbeContext) -> u32 {
 #[fentry(function = "security_sock_graft")]
 pub fn hs_graft_fe(context: FEntryContext) -> i32 {
     aya_log_ebpf::debug!(&context, "security_sock_graft");
-    accepted(Sock::<Direct>::at(argument!(context, 0)), Attach::Fentry);
+    let child = Sock::<Direct>::at(argument!(context, 0));
+    if child.is_mptcp_master() {
+        subflow_accepted(child.key(), Attach::Fentry);
+    } else {
+        accepted(child, Attach::Fentry);
+    }
     0
 }
 
@@ -218,7 +237,12 @@ pub fn hs_graft_fe(context: FEntryContext) -> i32 {
 #[kprobe]
 pub fn hs_graft_kp(context: ProbeContext) -> u32 {
     let Some(child) = argument!(context, 0) else { return 0 };
-    accepted(Sock::<Copied>::at(child), Attach::Kprobe);
+    let child = Sock::<Copied>::at(child);
+    if child.is_mptcp_master() {
+        subflow_accepted(child.key(), Attach::Kprobe);
+    } else {
+        accepted(child, Attach::Kprobe);
+    }
     0
 }
 
@@ -228,7 +252,12 @@ pub fn hs_accept_exit(context: TracePointContext) -> u32 {
     // SAFETY: the tracepoint's record holds the result at 16.
     let Ok(descriptor) = (unsafe { context.read_at::<i64>(16) }) else { return 0 };
     let Some(sock) = task::sock_of_descriptor(descriptor) else { return 0 };
-    accepted(Sock::<Copied>::at(sock), Attach::Tracepoint);
+    let sock = Sock::<Copied>::at(sock);
+    if sock.is_mptcp_master() {
+        subflow_accepted(sock.key(), Attach::Tracepoint);
+    } else {
+        accepted(sock, Attach::Tracepoint);
+    }
     0
 }
 

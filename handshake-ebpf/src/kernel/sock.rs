@@ -15,8 +15,10 @@ use handshake_common::{
 use super::read::Memory;
 use crate::globals::offset;
 
-/// IPPROTO_TCP. An MPTCP master socket has 262 and reports states that are not TCP's.
+/// IPPROTO_TCP.
 const TCP: u16 = 6;
+/// IPPROTO_MPTCP: a master socket, which reports states that are not TCP's.
+const MPTCP: u16 = 262;
 
 /// A socket, readable as `M` allows.
 pub struct Sock<M> {
@@ -52,6 +54,12 @@ impl<M: Memory> Sock<M> {
         let family = self.family();
         (family == AF_INET || family == AF_INET6)
             && M::read::<u16>(self.address, offset!(sk_protocol)) == Some(TCP)
+    }
+
+    /// Whether it is the master socket of an MPTCP connection.
+    #[inline(always)]
+    pub fn is_mptcp_master(self) -> bool {
+        M::read::<u16>(self.address, offset!(sk_protocol)) == Some(MPTCP)
     }
 
     /// `skc_family`.

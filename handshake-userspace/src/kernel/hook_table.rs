@@ -117,6 +117,7 @@ pub const STATE_CHANGED: &str = "state_changed";
 /// What hooks that read through the helper do not see under lockdown=confidentiality, though they are attached.
 pub const LACKS_UNDER_LOCKDOWN: &[(&str, &str)] = &[
     ("connect_returned", "the remote end of calls that fail before a route was found"),
+    ("accepted", "who accepts MPTCP connections"),
     ("syn_dropped", "whose SYN it was"),
     ("segment_freed", "SYNs on their way in"),
 ];
@@ -264,7 +265,7 @@ pub const HOOKS: &[Hook] = &[
                     program("hs_accept_exit", Place::SystemCall("sys_exit_accept")),
                     program("hs_accept_exit", Place::SystemCall("sys_exit_accept4")),
                 ],
-                "io_uring, 32-bit and MPTCP acceptors",
+                "io_uring and 32-bit acceptors",
             ),
         ],
         without_it: "server records lack the process and `phases.accept_ns`",

@@ -194,6 +194,7 @@ const RULES: &[Rule] = &[
     optional("ecn_flags", &[1], "whether ECN was agreed on is not shown"),
     // A kernel without MPTCP has none, and loses nothing.
     optional("is_mptcp", &[1], "subflows of MPTCP are not marked"),
+    optional("mptcp_first", &[8], "who accepts an MPTCP connection is not shown"),
     Rule {
         field: "repair_bit",
         required: false,

@@ -15,7 +15,7 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    environment::{has_probes, is_fit, skip},
+    environment::{has_probes, is_fit, is_locked_down, skip},
     netns::{Netns, Pair, SERVER_V4},
     peer::Server,
     tracer::Tracer,
@@ -154,8 +154,8 @@ fn a_fast_open_child_accepted_before_it_is_established_has_one_record() {
 }
 
 #[test]
-fn an_accepted_mptcp_connection_is_not_told_as_never_accepted() {
-    const NAME: &str = "an_accepted_mptcp_connection_is_not_told_as_never_accepted";
+fn an_accepted_mptcp_connection_has_one_record_at_each_end() {
+    const NAME: &str = "an_accepted_mptcp_connection_has_one_record_at_each_end";
     const MPTCP: i32 = 262;
     if !is_fit(NAME) {
         return;
@@ -174,13 +174,25 @@ fn an_accepted_mptcp_connection_is_not_told_as_never_accepted() {
     listener.listen(8).expect("it can listen");
     let to = listener.local_addr().expect("it is bound");
     let port = to.as_socket().expect("it is IPv4").port();
-    client.connect(&to).expect("it listens");
-    drop(listener.accept().expect("a child is queued"));
+    netns.on_thread("hs-mptcp", || {
+        client.connect(&to).expect("it listens");
+        drop(listener.accept().expect("a child is queued"));
+    });
     drop(client);
-    // accept() returned MPTCP's master socket, whose subflow is the child: that it was taken is not seen.
-    watch.wait_for_end("server", port).expect_text("outcome", "established");
+    // accept() returned MPTCP's master socket, whose first subflow is the child.
+    let server = watch.wait_for_end("server", port);
+    let client = watch.wait_for_end("client", port);
+    for record in [&server, &client] {
+        record.expect_text("outcome", "established").expect_flag("mptcp");
+    }
+    client.expect_text("process.comm", "hs-mptcp");
+    if !is_locked_down() {
+        server.expect_text("process.comm", "hs-mptcp").expect_present("phases.accept_ns");
+    }
+    assert_eq!(client.text("id"), server.text("id"), "{client}\n{server}");
     let records = watch.end();
-    assert!(!records.iter().any(|record| record.text("outcome") == Some("never_accepted")), "{records:?}");
+    let of = |role: &str| records.iter().filter(|record| record.is(role, port)).count();
+    assert_eq!((of("client"), of("server")), (1, 1), "the master socket is no TCP socket: {records:?}");
 }
 
 #[test]
