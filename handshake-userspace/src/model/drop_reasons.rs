@@ -6,8 +6,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-/// Named, and not told: they say nothing, or no drop, or a refusal that is answered.
-const NOT_TOLD: &[&str] = &["NOT_SPECIFIED", "NOT_DROPPED_YET", "CONSUMED", "NO_SOCKET"];
+/// Named, and not told: they say nothing, or no drop, or a refusal that is answered, or a frame that was meant for
+/// another host and that this one only overheard.
+const NOT_TOLD: &[&str] = &["NOT_SPECIFIED", "NOT_DROPPED_YET", "CONSUMED", "NO_SOCKET", "OTHERHOST"];
 
 /// See the module. Empty before 5.17, which names none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +47,13 @@ mod tests {
 
     #[test]
     fn a_refusal_and_what_says_nothing_are_not_told() {
-        let names = [(1, "NOT_SPECIFIED"), (3, "NO_SOCKET"), (5, "NETFILTER_DROP"), (70, "TCP_MD5FAILURE")];
+        let names = [
+            (1, "NOT_SPECIFIED"),
+            (3, "NO_SOCKET"),
+            (4, "OTHERHOST"),
+            (5, "NETFILTER_DROP"),
+            (70, "TCP_MD5FAILURE"),
+        ];
         let reasons = DropReasons::from_names(names.map(|(number, name)| (number, name.into())));
         assert_eq!(reasons.told(), [1 << 5, 1 << 6, 0, 0]);
     }

@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::{
-    model::outcome::{Evidence, EvidenceKind},
+    model::{
+        handshake::Dropped,
+        outcome::{Evidence, EvidenceKind, Flag},
+    },
     sinks::json::tests::{accept, client},
 };
 
@@ -139,4 +142,16 @@ fn a_narrow_terminal_shows_how_long_accept_was_waited_for() {
     sink.flush().unwrap();
     let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
     assert!(text.contains(" 2.000 s accepted"), "{text}");
+}
+
+#[test]
+fn a_drop_is_told_with_its_reason() {
+    let mut dropped = client();
+    dropped.flags = vec![Flag::SynDropped];
+    dropped.dropped =
+        Some(Dropped { segments: 2, cause: EvidenceKind::DropReason, reason: Some("NETFILTER_DROP".into()) });
+    assert!(lines(200, vec![dropped])[1].ends_with(" established, 2 SYNs dropped here: NETFILTER_DROP"));
+    let mut refused = failed(Outcome::SynDropped, EvidenceKind::AcceptQueueFull, None);
+    refused.dropped = Some(Dropped { segments: 1, cause: EvidenceKind::AcceptQueueFull, reason: None });
+    assert!(lines(200, vec![refused])[1].ends_with(" SYN dropped: accept queue full, 1 SYN"));
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use super::{duration::human, layout::Density};
 use crate::{
     model::{
-        handshake::{Handshake, Phases, Retransmits},
+        handshake::{Dropped, Handshake, Phases, Retransmits},
         outcome::{AcceptOutcome, Evidence, EvidenceKind, Flag, Outcome},
     },
     sinks::errno,
@@ -84,7 +84,10 @@ pub fn retransmits(again: &Retransmits) -> String {
 /// the flags that only explain a detail are left to `--json`.
 pub fn outcome(handshake: &Handshake, density: Density) -> String {
     let said = match density {
-        Density::Wide => evidence(&handshake.evidence),
+        Density::Wide => {
+            let reason = handshake.dropped.as_ref().and_then(|dropped| dropped.reason.as_deref());
+            evidence(&handshake.evidence, reason)
+        }
         Density::Usual | Density::Narrow => short_evidence(&handshake.evidence),
     };
     let mut text = match handshake.outcome {
@@ -97,7 +100,14 @@ pub fn outcome(handshake: &Handshake, density: Density) -> String {
     }
     for flag in &handshake.flags {
         text.push_str(", ");
-        text.push_str(flag_words(*flag));
+        match (&handshake.dropped, flag) {
+            (Some(dropped), Flag::SynDropped) => text.push_str(&dropped_here(dropped)),
+            _ => text.push_str(flag_words(*flag)),
+        }
+    }
+    if let (Some(dropped), Outcome::SynDropped) = (&handshake.dropped, handshake.outcome) {
+        text.push_str(", ");
+        text.push_str(&counted(dropped.segments, "SYN"));
     }
     text
 }
@@ -129,6 +139,17 @@ fn failure_word(outcome: Outcome) -> &'static str {
     }
 }
 
+/// `2 SYNs dropped here: NETFILTER_DROP`
+fn dropped_here(dropped: &Dropped) -> String {
+    let why = match (&dropped.reason, dropped.cause) {
+        (Some(reason), _) => reason.to_string(),
+        (None, EvidenceKind::AcceptQueueFull) => "accept queue full".to_owned(),
+        (None, EvidenceKind::SynQueueFull) => "SYN queue full".to_owned(),
+        (None, _) => "no reason given".to_owned(),
+    };
+    format!("{} dropped here: {why}", counted(dropped.segments, "SYN"))
+}
+
 /// In a word what the outcome does not say by itself; empty if nothing.
 fn short_evidence(evidence: &Evidence) -> String {
     match (evidence.kind, evidence.errno) {
@@ -150,7 +171,7 @@ fn short_evidence(evidence: &Evidence) -> String {
     }
 }
 
-fn evidence(evidence: &Evidence) -> String {
+fn evidence(evidence: &Evidence, reason: Option<&str>) -> String {
     let said = match evidence.kind {
         EvidenceKind::StateEstablished => "reached ESTABLISHED".to_owned(),
         EvidenceKind::ResetReceived => "RST received".to_owned(),
@@ -178,7 +199,10 @@ fn evidence(evidence: &Evidence) -> String {
         EvidenceKind::ListenerClosed => "the listener closed".to_owned(),
         EvidenceKind::AcceptQueueFull => "accept queue full".to_owned(),
         EvidenceKind::SynQueueFull => "SYN queue full".to_owned(),
-        EvidenceKind::DropReason => "dropped by this host".to_owned(),
+        EvidenceKind::DropReason => match reason {
+            Some(reason) => format!("{reason} on this host"),
+            None => "for a reason without a name".to_owned(),
+        },
         EvidenceKind::NoSynAckMade => "no SYN-ACK was made".to_owned(),
     };
     match evidence.errno {
