@@ -32,6 +32,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         vec!["fmt", "--all", "--check"],
         vec!["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
         vec!["xtask", "lint"],
+        vec!["xtask", "fuzz", "--seconds", "20"],
         // The kernel that `cargo xtask test` boots by itself is done.
         vec!["xtask", "test", "--only-vms", "--kernels", &others],
     ]);

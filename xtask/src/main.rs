@@ -12,6 +12,7 @@ mod ci;
 mod command;
 mod demo;
 mod demo_network;
+mod fuzz;
 mod guest_files;
 mod kernel_modules;
 mod kernel_test;
@@ -55,6 +56,8 @@ enum Task {
     Kernels(kernels::Arguments),
     /// Make good, slow, refused and timed-out connections for a first look
     Demo(demo::Arguments),
+    /// Feed hostile bytes to everything that reads bytes, for a while
+    Fuzz(fuzz::Arguments),
     /// Check house rules that clippy does not know
     Lint,
     /// Run every gate: tests, format, clippy, lint, all kernels
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Task::Vm(arguments) => return vm::main(&arguments),
         Task::Kernels(arguments) => kernels::main(&arguments),
         Task::Demo(arguments) => demo::main(&arguments),
+        Task::Fuzz(arguments) => fuzz::main(&arguments),
         Task::Lint => lint::main(),
         Task::Ci(arguments) => ci::main(&arguments),
     };

@@ -60,7 +60,8 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
     // Only a segment is an answer: what an ICMP ended has no wire time, nor has a close.
     let answered_ns = (established && !no_syn || by_reset || is_crossed)
         .then(|| end.as_ref().and_then(|end| end.answered_ns).or(end_ns))
-        .flatten();
+        .flatten()
+        .filter(|answered_ns| not_after(*answered_ns, established_ns));
     let wire_ns = between(syn_ns, answered_ns);
     let syns_again = (syn_left && !open.syns_uncounted).then_some(open.syn_retransmits);
     let syns = syns_again.map(|again| again.saturating_add(1));
@@ -206,9 +207,14 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
     let syn_ns = first_dropped_ns.or(let_in_ns);
     let syns_dropped = child.dropped.as_ref().map_or(0, |attempt| attempt.segments);
     let ack_dropped = known.is_some_and(|open| open.ack_dropped);
-    let synack_ns = known.and_then(|open| open.synack_ns);
-    let final_ack_ns = known.and_then(|open| open.final_ack_ns);
     let established_ns = child.established_ns;
+    let synack_ns = known
+        .and_then(|open| open.synack_ns)
+        .and_then(|synack_ns| sent_after(synack_ns, syn_ns))
+        .filter(|synack_ns| not_after(*synack_ns, established_ns));
+    let final_ack_ns = known
+        .and_then(|open| open.final_ack_ns)
+        .filter(|final_ack_ns| not_after(*final_ack_ns, established_ns));
     let retransmits = known.map_or(0, |open| open.synack_retransmits);
     let ack_ns = between(synack_ns, final_ack_ns.or(established_ns));
     let blurred = retransmits > 0
@@ -249,7 +255,7 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
         },
         rtt_ns: ack_ns.filter(|_| !blurred),
         phases: Phases {
-            synack_ns: synack_phase(syn_ns, synack_ns),
+            synack_ns: between(syn_ns, synack_ns),
             ack_ns,
             accept_ns: between(child.queued_ns, taken_ns),
             ..Phases::default()
@@ -355,14 +361,18 @@ fn judge_child(child: &Child) -> Option<Verdict> {
         .then(|| Verdict::new(Outcome::Established, EvidenceKind::AcceptReturned))
 }
 
-/// The kernel stamps a SYN-ACK in whole microseconds, rounded down: one that was sent within the microsecond
-/// of its SYN seems to be earlier, by less than 1 us, and took no longer than that.
-fn synack_phase(syn_ns: Option<u64>, synack_ns: Option<u64>) -> Option<u64> {
-    let (syn_ns, synack_ns) = (syn_ns?, synack_ns?);
-    match synack_ns.checked_sub(syn_ns) {
-        None if syn_ns - synack_ns < 1_000 => Some(0),
-        phase => phase,
+/// When the SYN-ACK was sent. The kernel stamps it in whole microseconds, rounded down: one that was sent within
+/// the microsecond of its SYN seems to be earlier, and was sent with it. A stamp that is earlier still is wrong.
+fn sent_after(synack_ns: u64, syn_ns: Option<u64>) -> Option<u64> {
+    match syn_ns {
+        Some(syn_ns) if synack_ns < syn_ns => (syn_ns - synack_ns < 1_000).then_some(syn_ns),
+        _ => Some(synack_ns),
     }
+}
+
+/// Whether a part does not outlast the whole: no phase of a record is longer than its latency.
+fn not_after(time_ns: u64, end_ns: Option<u64>) -> bool {
+    end_ns.is_none_or(|end_ns| time_ns <= end_ns)
 }
 
 /// What the later event says, completed by the earlier one.

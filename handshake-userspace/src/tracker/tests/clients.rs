@@ -136,6 +136,18 @@ fn syn_ack_of_a_syn_before_our_time_is_seen_late() {
 }
 
 #[test]
+fn answer_that_is_later_than_the_end_is_no_wire_time() {
+    let client = given_client().syn().wait(MS).with(|facts| facts.answered_ns = Some(START + SEC));
+    let mut acts = client.syn_ack().script.acts;
+    if let crate::model::observation::Act::LeftSynSent(left) = &mut acts[1].act {
+        left.answered_ns = Some(START + SEC);
+    }
+    let record = given_client().wait(MS).scripted(|script| script.acts = acts).expect(Outcome::Established);
+    assert!(record.latency_ns.is_some());
+    assert_eq!((record.phases.wire_ns, record.rtt_ns), (None, None), "a part is no longer than the whole");
+}
+
+#[test]
 fn stamps_that_run_backwards_are_absent_and_never_wrapped() {
     let client = given_client().with(|facts| facts.called_ns = Some(START + SEC)).syn().wait(MS);
     let client = client.syn_ack();
