@@ -13,10 +13,19 @@ use std::{
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// The user `nobody` on every Linux.
 const NOBODY: u32 = 65534;
+
+/// A child that another thread forks holds what this one has open for writing, until its exec; and a program that
+/// anybody has open for writing cannot be run. So programs are written and run one at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A machine with nothing on it but what the case puts there.
 struct Machine {
@@ -48,12 +57,10 @@ impl Machine {
 
     fn program(&self, place: &str, script: &str) {
         let file = self.path(place);
+        let _guard = one_at_a_time();
         fs::create_dir_all(file.parent().unwrap()).unwrap();
-        // Written under another name and renamed, so that a fork of another test cannot hold it open for writing.
-        let partial = file.with_extension("partial");
-        fs::write(&partial, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&partial, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::rename(partial, file).unwrap();
+        fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// A compiler of the distribution that fits, and its sources.
@@ -88,6 +95,7 @@ impl Machine {
     fn xtask(&self, arguments: &[&str]) -> Output {
         // The target folder of a developer may be closed to others; the program is copied to where they can run it.
         let program = self.path("xtask");
+        let _guard = one_at_a_time();
         if !program.exists() {
             fs::copy(env!("CARGO_BIN_EXE_xtask"), &program).unwrap();
         }
@@ -255,6 +263,7 @@ fn an_object_that_is_given_needs_no_compiler() {
 }
 
 fn setup_with(machine: &Machine, arguments: &[&str], variable: &str, file: &str) -> Output {
+    let _guard = one_at_a_time();
     Command::new(env!("CARGO_BIN_EXE_xtask"))
         .args(arguments)
         .env_clear()

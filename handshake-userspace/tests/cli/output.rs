@@ -146,9 +146,13 @@ fn a_hang_up_reopens_the_file_where_there_is_no_terminal() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::from_raw_mode(0o600)).expect("a FIFO");
     let path = |path: &std::path::Path| path.to_str().expect("the path is text").to_owned();
     let mut command = handshake(&["replay", &path(&fifo), "-q", "-o", &path(&file)]);
-    // SAFETY: between fork and exec one system call is made, which allocates nothing.
+    // SAFETY: between fork and exec two system calls are made, which allocate nothing.
     unsafe {
-        command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(std::io::Error::from));
+        command.pre_exec(|| {
+            // Under nohup the signal is ignored, and the program would rightly leave it so.
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            rustix::process::setsid().map(|_| ()).map_err(std::io::Error::from)
+        });
     }
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it can be started");
     let mut writer = std::fs::OpenOptions::new().write(true).open(&fifo).expect("it is being read");
