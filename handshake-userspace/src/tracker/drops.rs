@@ -10,12 +10,14 @@ use std::{net::SocketAddr, sync::Arc};
 use super::{
     Tracker, Why,
     entry::{At, Entry, Identity, Kind},
+    record::{Head, flags},
     table::Patience,
+    verdict::Verdict,
 };
 use crate::model::{
-    handshake::{Dropped, HandshakeUpdate},
+    handshake::{AcceptQueue, Dropped, Handshake, HandshakeUpdate, Isn, Phases, Retransmits},
     observation::{Ends, PassiveOpen, Queues, SegmentDropped},
-    outcome::EvidenceKind,
+    outcome::{EvidenceKind, Flag, Outcome, Role},
     process::Process,
 };
 
@@ -174,5 +176,40 @@ impl Tracker {
     pub(super) fn told_drops(&self, segments: u32, cause: EvidenceKind, reason: Option<u32>) -> Dropped {
         let reason = reason.and_then(|number| self.config.drop_reasons.get(&number).cloned());
         Dropped { segments, cause, reason }
+    }
+}
+
+/// The record of an attempt of which this host let no segment in.
+pub(super) fn of_dropped_attempt(attempt: DroppedAttempt, dropped: Dropped, head: Head) -> Handshake {
+    let outcome = if attempt.cookie_ack { Outcome::AckDropped } else { Outcome::SynDropped };
+    let syns = (!attempt.cookie_ack).then_some(attempt.segments);
+    Handshake {
+        key: head.key,
+        id: None,
+        began_ns: attempt.first_ns,
+        role: Role::Server,
+        outcome,
+        evidence: Verdict::new(outcome, dropped.cause).evidence(None, None),
+        local: attempt.ends.local,
+        remote: attempt.ends.remote,
+        netns: attempt.ends.netns,
+        process: attempt.listener_process.map(|process| (*process).clone()),
+        latency_ns: None,
+        failed_after_ns: None,
+        rtt_ns: None,
+        phases: Phases::default(),
+        retransmits: Retransmits { syn_seen: syns, ..Retransmits::default() },
+        isn: Isn { local: None, remote: attempt.isn },
+        options: None,
+        accept_queue: attempt
+            .queues
+            .map(|queues| AcceptQueue { length: queues.accept_length, limit: queues.accept_limit }),
+        flags: flags([
+            (attempt.ends.v4_mapped, Flag::V4Mapped),
+            (attempt.cookie_ack, Flag::SynCookie),
+            (head.events_lost, Flag::EventsLost),
+        ]),
+        dropped: Some(dropped),
+        attach: head.attach,
     }
 }

@@ -329,7 +329,7 @@ impl Tracker {
             Kind::Dropped(attempt) => {
                 self.dropped_attempts -= 1;
                 let dropped = self.told_drops(attempt.segments, attempt.cause(), attempt.reason);
-                (record::of_dropped_attempt(*attempt, dropped, head), None)
+                (drops::of_dropped_attempt(*attempt, dropped, head), None)
             }
             Kind::Child(child) => {
                 let still_queued = child.is_in_queue().then_some((child.ends, child.queued_ns));

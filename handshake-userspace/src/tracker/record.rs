@@ -8,7 +8,6 @@ use handshake_common::{event::Attach, tcp::TcpState};
 
 use super::{
     active_open::ActiveOpen,
-    drops::DroppedAttempt,
     entry::between,
     passive_open::Child,
     verdict::{self, Verdict, errno},
@@ -132,41 +131,6 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
             (head.events_lost, Flag::EventsLost),
         ]),
         dropped,
-        attach: head.attach,
-    }
-}
-
-/// The record of an attempt of which this host let no segment in.
-pub(super) fn of_dropped_attempt(attempt: DroppedAttempt, dropped: Dropped, head: Head) -> Handshake {
-    let outcome = if attempt.cookie_ack { Outcome::AckDropped } else { Outcome::SynDropped };
-    let syns = (!attempt.cookie_ack).then_some(attempt.segments);
-    Handshake {
-        key: head.key,
-        id: None,
-        began_ns: attempt.first_ns,
-        role: Role::Server,
-        outcome,
-        evidence: Verdict::new(outcome, dropped.cause).evidence(None, None),
-        local: attempt.ends.local,
-        remote: attempt.ends.remote,
-        netns: attempt.ends.netns,
-        process: attempt.listener_process.map(|process| (*process).clone()),
-        latency_ns: None,
-        failed_after_ns: None,
-        rtt_ns: None,
-        phases: Phases::default(),
-        retransmits: Retransmits { syn_seen: syns, ..Retransmits::default() },
-        isn: Isn { local: None, remote: attempt.isn },
-        options: None,
-        accept_queue: attempt
-            .queues
-            .map(|queues| AcceptQueue { length: queues.accept_length, limit: queues.accept_limit }),
-        flags: flags([
-            (attempt.ends.v4_mapped, Flag::V4Mapped),
-            (attempt.cookie_ack, Flag::SynCookie),
-            (head.events_lost, Flag::EventsLost),
-        ]),
-        dropped: Some(dropped),
         attach: head.attach,
     }
 }
@@ -394,7 +358,7 @@ fn join(one: u32, other: u32) -> u64 {
     u64::from(one.min(other)) << 32 | u64::from(one.max(other))
 }
 
-fn flags<const N: usize>(marks: [(bool, Flag); N]) -> Vec<Flag> {
+pub(super) fn flags<const N: usize>(marks: [(bool, Flag); N]) -> Vec<Flag> {
     let mut flags: Vec<Flag> = marks.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).collect();
     flags.sort_unstable();
     flags

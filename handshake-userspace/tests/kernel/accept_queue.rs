@@ -19,7 +19,7 @@ use super::{
     netns::{Netns, Pair, SERVER_V4},
     peer::Server,
     tracer::Tracer,
-    traffic::{reset, set_option, until},
+    traffic::{reset, until},
     watch::Watch,
 };
 
@@ -113,44 +113,6 @@ fn a_rst_in_the_accept_queue_does_not_undo_the_handshake() {
         .expect_text("remote.address", super::netns::CLIENT_V4)
         .expect_number("process.pid", server.pid());
     watch.end();
-}
-
-#[test]
-fn a_fast_open_child_accepted_before_it_is_established_has_one_record() {
-    const CONNECTIONS: usize = 50;
-    if !is_fit("a_fast_open_child_accepted_before_it_is_established_has_one_record") {
-        return;
-    }
-    let netns = Netns::new("t");
-    netns.set("ipv4/tcp_fastopen", "3");
-    let watch = Watch::begin();
-    let port = netns.on_thread("hs-fast", || {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is up");
-        let to = listener.local_addr().expect("it has an address");
-        set_option(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16);
-        for _ in 0..CONNECTIONS {
-            let client = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be made");
-            set_option(&client, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
-            client.connect(&to.into()).expect("it returns before any SYN left");
-            client.send(b"x").expect("the SYN takes data along, once there is a cookie");
-            let accepted = listener.accept().expect("a child is queued").0;
-            // A child that was reset goes to CLOSED without FIN, and so is destroyed at once.
-            reset(accepted);
-            drop(client);
-        }
-        to.port()
-    });
-    let servers = || {
-        let records = watch.records();
-        records.into_iter().filter(|record| record.is("server", port)).collect::<Vec<_>>()
-    };
-    until("every connection has its record", || servers().len() >= CONNECTIONS);
-    let records = watch.end();
-    let servers: Vec<_> = records.iter().filter(|record| record.is("server", port)).collect();
-    assert_eq!(servers.len(), CONNECTIONS);
-    for record in servers {
-        record.expect_text("outcome", "established").expect_text("process.comm", "hs-fast");
-    }
 }
 
 #[test]

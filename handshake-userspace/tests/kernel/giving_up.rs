@@ -6,13 +6,13 @@
 use std::{net::SocketAddr, time::Duration};
 
 use rustix::io::Errno;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{SockRef, Socket};
 
 use super::{
     environment::{in_vm, is_fit, run, skip},
     netns::{Netns, Pair, SERVER_V4},
     record::Record,
-    traffic::{SYN_SENT, connect_without_waiting, set_option, wait_for_state},
+    traffic::{SYN_SENT, connect_without_waiting, set_option, tcp_socket, wait_for_state},
     watch::Watch,
 };
 
@@ -23,10 +23,6 @@ fn nobody_answers() -> (Pair, SocketAddr) {
     let pair = Pair::new();
     pair.client.ip("neigh replace 192.0.2.77 lladdr 02:00:00:00:99:ff dev veth0 nud permanent");
     (pair, NOBODY.parse().expect("an address"))
-}
-
-fn tcp_socket() -> Socket {
-    Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be made")
 }
 
 fn of_netns(netns: &Netns, port: u16) -> impl Fn(&Record) -> bool {

@@ -11,6 +11,7 @@ mod accept_queue;
 mod active_open;
 mod drops;
 mod environment;
+mod fast_open;
 mod filters;
 mod giving_up;
 mod loss;

@@ -6,6 +6,8 @@ use std::{fmt, ops::RangeInclusive};
 
 use serde_json::Value;
 
+use super::netns::Netns;
+
 /// One line that the program printed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record(pub Value);
@@ -87,4 +89,18 @@ impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// Every handshake record of a namespace.
+pub fn all_of(records: Vec<Record>, netns: &Netns) -> Vec<Record> {
+    let inode = netns.inode();
+    records
+        .into_iter()
+        .filter(|record| record.text("kind") == Some("handshake") && record.number("netns") == Some(inode))
+        .collect()
+}
+
+/// How many of them are of this role.
+pub fn count(records: &[Record], role: &str) -> usize {
+    records.iter().filter(|record| record.text("role") == Some(role)).count()
 }

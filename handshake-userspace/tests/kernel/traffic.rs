@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
     time::{Duration, Instant},
 };
@@ -86,3 +86,15 @@ pub fn until(what: &str, holds: impl Fn() -> bool) {
 pub const ESTABLISHED: u8 = 1;
 pub const SYN_SENT: u8 = 2;
 const SYN_RECEIVED: u8 = 3;
+
+/// A TCP socket over IPv4.
+pub fn tcp_socket() -> Socket {
+    Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be made")
+}
+
+/// A listener on a free port of loopback, and where it is.
+pub fn loopback_listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is up");
+    let to = listener.local_addr().expect("it has an address");
+    (listener, to)
+}

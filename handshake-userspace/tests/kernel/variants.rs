@@ -1,4 +1,4 @@
-//! Handshakes that options, sysctls and chance lead along other ways through the kernel: cookies, Fast Open,
+//! Handshakes that options, sysctls and chance lead along other ways through the kernel: cookies,
 //! TCP_DEFER_ACCEPT, simultaneous open, TIME-WAIT, repair, SO_REUSEPORT.
 //!
 //! What a reader would get wrong: a variant is as real a handshake as any other. It has exactly one record at
@@ -10,38 +10,18 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 
 use super::{
-    environment::{attach, has_probes, is_fit},
+    environment::{has_probes, is_fit},
     netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
-    record::Record,
-    traffic::{connect_without_waiting, finish, reset, set_option, until, wait_for_request},
+    record::{all_of, count},
+    traffic::{
+        connect_without_waiting, finish, loopback_listener, reset, set_option, tcp_socket, until,
+        wait_for_request,
+    },
     watch::Watch,
 };
-
-fn tcp_socket() -> Socket {
-    Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be made")
-}
-
-fn loopback_listener() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is up");
-    let to = listener.local_addr().expect("it has an address");
-    (listener, to)
-}
-
-/// Every handshake record of a namespace.
-fn all_of(records: Vec<Record>, netns: &Netns) -> Vec<Record> {
-    let inode = netns.inode();
-    records
-        .into_iter()
-        .filter(|record| record.text("kind") == Some("handshake") && record.number("netns") == Some(inode))
-        .collect()
-}
-
-fn count(records: &[Record], role: &str) -> usize {
-    records.iter().filter(|record| record.text("role") == Some(role)).count()
-}
 
 #[test]
 fn a_connection_from_a_syn_cookie_has_a_server_record_without_invented_times() {
@@ -106,77 +86,6 @@ fn tcp_defer_accept_waits_for_data_and_says_so() {
     if has_probes() {
         server.expect_flag("defer_accept");
     }
-    let records = all_of(watch.end(), &netns);
-    assert_eq!((count(&records, "client"), count(&records, "server")), (1, 1), "{records:?}");
-}
-
-#[test]
-fn fast_open_is_told_from_the_first_connection_to_the_one_with_data() {
-    if !is_fit("fast_open_is_told_from_the_first_connection_to_the_one_with_data") {
-        return;
-    }
-    let netns = Netns::new("t");
-    netns.set("ipv4/tcp_fastopen", "3");
-    let watch = Watch::begin();
-    let (port, locals) = netns.on_thread("hs-both", || {
-        let (listener, to) = loopback_listener();
-        set_option(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16);
-        let locals = [(); 2].map(|()| {
-            let client = tcp_socket();
-            set_option(&client, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
-            client.connect(&to.into()).expect("it returns before any SYN left");
-            client.send(b"x").expect("the SYN takes it along once there is a cookie");
-            let accepted = listener.accept().expect("a child is queued").0;
-            let local = client.local_addr().expect("it is bound").as_socket().expect("it is IPv4").port();
-            // The data has arrived before the connection ends.
-            let _ = accepted.peek(&mut [0]).expect("one byte was sent");
-            local
-        });
-        (to.port(), locals)
-    });
-    for (nth, local) in locals.into_iter().enumerate() {
-        let of = |role: &'static str, end: &'static str| {
-            watch.wait_for(&format!("the {role} of connection {nth}"), move |record| {
-                record.is(role, port) && record.number(end) == Some(u64::from(local))
-            })
-        };
-        let (client, server) = (of("client", "local.port"), of("server", "remote.port"));
-        client.expect_text("outcome", "established").expect_text("process.comm", "hs-both");
-        server.expect_text("outcome", "established").expect_text("process.comm", "hs-both");
-        if attach() != "tracepoint" {
-            client.expect_flag("fast_open");
-            assert_eq!(server.has_flag("fast_open"), nth == 1, "only the second SYN has a cookie: {server}");
-        }
-        assert_eq!(client.text("id"), server.text("id"), "{client}\n{server}");
-        server.expect_present("phases.accept_ns").expect_absent("evidence");
-    }
-    let records = all_of(watch.end(), &netns);
-    assert_eq!((count(&records, "client"), count(&records, "server")), (2, 2), "{records:?}");
-}
-
-#[test]
-fn sendmsg_with_fast_open_is_an_active_open_too() {
-    if !is_fit("sendmsg_with_fast_open_is_an_active_open_too") {
-        return;
-    }
-    let netns = Netns::new("t");
-    netns.set("ipv4/tcp_fastopen", "3");
-    let watch = Watch::begin();
-    let port = netns.on_thread("hs-sendmsg", || {
-        let (listener, to) = loopback_listener();
-        let client = tcp_socket();
-        let sent = client.send_to_with_flags(b"x", &to.into(), libc::MSG_FASTOPEN);
-        // Without a cookie the data waits for the handshake; a blocking call does too.
-        assert_eq!(sent.expect("it connects and sends"), 1);
-        drop(listener.accept().expect("a child is queued"));
-        to.port()
-    });
-    watch
-        .wait_for_end("client", port)
-        .expect_text("outcome", "established")
-        .expect_text("process.comm", "hs-sendmsg")
-        .expect_present("latency_ns");
-    watch.wait_for_end("server", port).expect_text("outcome", "established");
     let records = all_of(watch.end(), &netns);
     assert_eq!((count(&records, "client"), count(&records, "server")), (1, 1), "{records:?}");
 }
