@@ -36,6 +36,8 @@ use crate::{
 /// Events a second for each listener, and for all drops before a listener is known.
 const TOLD_PER_SECOND: u32 = 10;
 const SECOND_NS: u64 = 1_000_000_000;
+/// No longer than this is between the drop of a segment and its freeing.
+const SAME_CALL_NS: u64 = 2_000_000;
 
 /// The kernel begins to answer a SYN.
 #[inline(always)]
@@ -143,7 +145,10 @@ fn dropped_at_listener<M: Memory>(
     }
     slot.submit();
     // SAFETY: as above.
-    unsafe { (*work).told = skb as u64 };
+    unsafe {
+        (*work).told = skb as u64;
+        (*work).told_ns = now_ns();
+    }
 }
 
 /// This drop gets no event. A number and no `Option`: of that the compiler copies the undefined half too, which
@@ -193,9 +198,9 @@ fn freed_with_reason(skb: *const u8, reason: u32) {
     }
     let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's own entry.
-    if unsafe { (*work).told } == skb as u64 {
-        // SAFETY: as above.
-        unsafe { (*work).told = 0 };
+    let (told, told_ns) = unsafe { ((*work).told, (*work).told_ns) };
+    // The same call that dropped it frees it. Later, the same address is another segment's.
+    if told == skb as u64 && now_ns().wrapping_sub(told_ns) < SAME_CALL_NS {
         return;
     }
     if !filter::wants_role(ROLE_SERVER) {
