@@ -196,8 +196,9 @@ pub fn hs_returned_fx(context: FExitContext) -> i32 {
     // inet_stream_connect has four arguments on every kernel, so the result is the fifth slot; the helper
     // that would fetch it by name is younger (5.17).
     let (sock, result) = (Sock::<Direct>::at(sock), context.arg::<i32>(4));
+    let reached_tcp = ACTIVE_OPENS.get_ptr(sock.key()).is_some();
     connect_returned(sock, result, Attach::Fentry);
-    if result == -EPERM && ACTIVE_OPENS.get_ptr(sock.key()).is_none() {
+    if result == -EPERM && !reached_tcp {
         forbidden(sock, argument!(context, 1));
     }
     0

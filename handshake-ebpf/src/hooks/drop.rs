@@ -189,6 +189,11 @@ fn freed_with_reason(skb: *const u8, reason: u32) {
     if !is_told_reason(reason) || !sk_buff::is_ip::<Direct>(skb) {
         return;
     }
+    let mut headers = Headers::default();
+    if !sk_buff::headers::<Direct>(skb, &mut headers) || headers.tcp_flags & (SYN | ACK | RST | FIN) != SYN {
+        return;
+    }
+    // The socket of a SYN-ACK on its way in is known too (early demux); only a SYN is its own.
     let sock = sk_buff::sock::<Direct>(skb);
     if let Some(sock) = sock
         && Sock::<Direct>::at(sock).state() == TcpState::SynSent as u8
@@ -204,10 +209,6 @@ fn freed_with_reason(skb: *const u8, reason: u32) {
         return;
     }
     if !filter::wants_role(ROLE_SERVER) {
-        return;
-    }
-    let mut headers = Headers::default();
-    if !sk_buff::headers::<Direct>(skb, &mut headers) || headers.tcp_flags & (SYN | ACK | RST | FIN) != SYN {
         return;
     }
     let mut ends = Endpoints { netns: sk_buff::netns::<Direct>(skb), ..Endpoints::default() };

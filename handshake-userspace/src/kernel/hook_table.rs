@@ -119,7 +119,7 @@ pub const LACKS_UNDER_LOCKDOWN: &[(&str, &str)] = &[
     ("connect_returned", "the remote end of calls that fail before a route was found"),
     ("accepted", "who accepts MPTCP connections"),
     ("syn_dropped", "whose SYN it was"),
-    ("segment_freed", "SYNs on their way in"),
+    ("segment_freed", "all drops, because headers cannot be read"),
 ];
 
 /// Every hook, in the order in which a handshake meets them; attached in this order too.

@@ -167,10 +167,15 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
     let defer_accept = known.is_some_and(|open| open.defer_accept);
     // The SYN that was let in, and the first one, which may have been dropped.
     let let_in_ns = known.and_then(|open| open.syn_ns);
-    let first_dropped_ns = child.dropped.as_ref().map(|attempt| attempt.first_ns);
+    // An ACK with a cookie that was dropped is no SYN, and says nothing of when one came.
+    let syns = child.dropped.as_ref().filter(|attempt| !attempt.cookie_ack);
+    let first_dropped_ns = syns
+        .map(|attempt| attempt.first_ns)
+        .filter(|first_ns| let_in_ns.is_none_or(|let_in_ns| *first_ns < let_in_ns));
     let syn_ns = first_dropped_ns.or(let_in_ns);
-    let syns_dropped = child.dropped.as_ref().map_or(0, |attempt| attempt.segments);
-    let ack_dropped = known.is_some_and(|open| open.ack_dropped);
+    let syns_dropped = syns.map_or(0, |attempt| attempt.segments);
+    let cookie_ack_dropped = child.dropped.as_ref().is_some_and(|attempt| attempt.cookie_ack);
+    let ack_dropped = cookie_ack_dropped || known.is_some_and(|open| open.ack_dropped);
     let established_ns = child.established_ns;
     let synack_ns = known
         .and_then(|open| open.synack_ns)
@@ -229,8 +234,7 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
             syn_ack: counts_syn_acks.then_some(u32::from(retransmits)),
             syn_seen: known
                 .and_then(|open| open.syns_seen)
-                .map(|syns| u32::from(syns).saturating_add(syns_dropped))
-                .or((syns_dropped != 0).then_some(syns_dropped)),
+                .map(|syns| u32::from(syns).saturating_add(syns_dropped)),
             waited_ns: waited_by_server(
                 counts_syn_acks.then_some(retransmits),
                 between(synack_ns, known.and_then(|open| open.last_retransmit_ns)),
