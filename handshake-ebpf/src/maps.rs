@@ -206,10 +206,6 @@ pub struct InSoftirq {
     pub segment: u64,
     /// See `segment`.
     pub listener: u64,
-    /// The segment whose drop was told last, and when.
-    pub told: u64,
-    /// See `told`.
-    pub told_ns: u64,
     /// Not 0: a SYN-ACK was made for `segment`.
     pub answered: u32,
     /// The listener's queues when the segment came.

@@ -36,8 +36,6 @@ use crate::{
 /// Events a second for each listener, and for all drops before a listener is known.
 const TOLD_PER_SECOND: u32 = 10;
 const SECOND_NS: u64 = 1_000_000_000;
-/// No longer than this is between the drop of a segment and its freeing.
-const SAME_CALL_NS: u64 = 2_000_000;
 
 /// The kernel begins to answer a SYN.
 #[inline(always)]
@@ -114,7 +112,7 @@ fn dropped_at_listener<M: Memory>(
     if sk_buff::headers::<M>(skb, &mut headers) {
         headers.incoming(&mut ends);
     }
-    // SAFETY: this CPU's own entry. The freeing of the same segment is not told a second time.
+    // SAFETY: this CPU's own entry. A return whose entry was not seen must not find it again.
     unsafe { (*work).segment = 0 };
     if !filter::wants_ends(&ends) {
         count(Counter::Filtered);
@@ -144,11 +142,6 @@ fn dropped_at_listener<M: Memory>(
         event.syn_queue_length = (*work).syn_queue_length;
     }
     slot.submit();
-    // SAFETY: as above.
-    unsafe {
-        (*work).told = skb as u64;
-        (*work).told_ns = now_ns();
-    }
 }
 
 /// This drop gets no event. A number and no `Option`: of that the compiler copies the undefined half too, which
@@ -201,13 +194,7 @@ fn freed_with_reason(skb: *const u8, reason: u32) {
         outgoing_syn(sock as u64, reason);
         return;
     }
-    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return };
-    // SAFETY: this CPU's own entry.
-    let (told, told_ns) = unsafe { ((*work).told, (*work).told_ns) };
-    // The same call that dropped it frees it. Later, the same address is another segment's.
-    if told == skb as u64 && now_ns().wrapping_sub(told_ns) < SAME_CALL_NS {
-        return;
-    }
+    // A SYN that tcp_conn_request dropped does not come here: its segment is consumed, which is no kfree_skb.
     if !filter::wants_role(ROLE_SERVER) {
         return;
     }

@@ -41,9 +41,10 @@ impl DroppedAttempt {
             return EvidenceKind::DropReason;
         }
         match self.queues {
-            // The kernel's own questions: sk_acceptq_is_full (more than), inet_csk_reqsk_queue_is_full (as many).
+            // The kernel's own questions: sk_acceptq_is_full and inet_csk_reqsk_queue_is_full. The latter asked for
+            // "as many" on some kernels; with a limit of 0 that would be true of an empty queue.
             Some(queues) if queues.accept_length > queues.accept_limit => EvidenceKind::AcceptQueueFull,
-            Some(queues) if queues.syn_length >= queues.accept_limit => EvidenceKind::SynQueueFull,
+            Some(queues) if queues.syn_length >= queues.accept_limit.max(1) => EvidenceKind::SynQueueFull,
             _ => EvidenceKind::NoSynAckMade,
         }
     }

@@ -143,3 +143,46 @@ fn syn_dropped_on_its_way_out_explains_the_time_out() {
     assert_eq!(record.dropped.map(|dropped| (dropped.segments, dropped.reason)), Some((2, None)));
     assert_eq!(record.flags, vec![Flag::SynDropped]);
 }
+
+#[test]
+fn ack_with_a_cookie_that_was_dropped_is_no_syn_of_the_child_that_follows() {
+    let facts = given_listener().facts;
+    let dropped = SegmentDropped {
+        ends: facts.ends,
+        listener: Some(LISTENER),
+        isn: facts.agreed.remote_isn,
+        cookie_ack: true,
+        queues: Some(FULL),
+        ..SegmentDropped::default()
+    };
+    let server = given_listener().with(|facts| facts.syn_cookie = true).dropped(dropped).wait(SEC);
+    let record = server.final_ack().accept().expect(Outcome::Established);
+    assert_eq!(record.flags, vec![Flag::SynCookie, Flag::AckDropped]);
+    assert_eq!((record.latency_ns, record.retransmits.syn_seen), (None, None), "no SYN was seen");
+    assert_eq!(record.key.counter, 1, "and yet it is the same handshake");
+}
+
+#[test]
+fn syn_dropped_after_one_was_let_in_does_not_move_the_beginning() {
+    let server = given_listener().syn().syn_ack().wait(SEC).syn_dropped(FULL).wait(MS);
+    let record = server.final_ack().accept().expect(Outcome::Established);
+    assert_eq!(record.began_ns, START);
+    assert_eq!(record.latency_ns, Some(SEC + MS + 3 * US));
+    assert_eq!(record.retransmits.waited_ns, Some(0), "nothing was waited for before the first SYN");
+}
+
+#[test]
+fn syns_seen_are_not_counted_where_no_hook_counts_them() {
+    let server = given_listener().syn_dropped(FULL).wait(SEC).syn().syn_ack().wait(MS);
+    let record =
+        server.with(|facts| facts.syns_seen = None).final_ack().accept().expect(Outcome::Established);
+    assert_eq!(record.retransmits.syn_seen, None);
+    assert_eq!(record.dropped.map(|dropped| dropped.segments), Some(1));
+}
+
+#[test]
+fn empty_syn_queue_of_a_listener_without_a_backlog_is_not_full() {
+    let queues = Queues { accept_length: 0, accept_limit: 0, syn_length: 0 };
+    let record = given_listener().syn_dropped(queues).wait(6 * SEC).expect(Outcome::SynDropped);
+    assert_eq!(record.evidence.kind, EvidenceKind::NoSynAckMade);
+}
