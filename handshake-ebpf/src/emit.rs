@@ -19,6 +19,7 @@ use handshake_common::{
 use crate::{
     globals::WAKE_AT_BYTES,
     maps::{COUNTERS, EVENTS},
+    words,
 };
 
 /// CLOCK_MONOTONIC, the clock of `snt_synack` too.
@@ -111,7 +112,7 @@ impl<T> Slot<T> {
         // written here. Payloads are plain integers, for which zero is a value.
         unsafe {
             (&raw mut (*event).header).write(header);
-            (&raw mut (*event).payload).write_bytes(0, 1);
+            words::zero_behind::<EventHeader, _>(event);
         }
         Some(Slot { entry })
     }

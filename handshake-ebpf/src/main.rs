@@ -26,6 +26,7 @@ mod globals;
 mod hooks;
 mod kernel;
 mod maps;
+mod words;
 
 /// The kernel lets only GPL-compatible programs call the helpers that tracing needs.
 #[unsafe(no_mangle)]

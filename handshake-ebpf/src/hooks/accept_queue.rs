@@ -56,71 +56,90 @@ pub fn accepted<M: Memory>(child: Sock<M>, attach: Attach) {
     if !filter::wants_role(ROLE_SERVER) || !child.is_tcp() {
         return;
     }
-    let key = child.key();
-    let mut queued = QUEUED.get_ptr_mut(key);
-    let mut ends = Endpoints::default();
-    match queued {
-        // A RST in the queue has zeroed the socket's own ports. SAFETY: a live entry.
-        Some(queued) => ends = unsafe { (*queued).passive.endpoints },
-        None => child.ends(&mut ends),
+    // Two paths with little in common, rather than one with options: before 6.3 the verifier follows each
+    // combination of what an option may be to the program's end.
+    match QUEUED.get_ptr_mut(child.key()) {
+        Some(queued) => queued_child_accepted(child, queued, attach),
+        None => unknown_child_accepted(child, attach),
     }
-    if !filter::wants_ends(&ends) {
+}
+
+/// A child whose queueing was seen.
+#[inline(always)]
+fn queued_child_accepted<M: Memory>(child: Sock<M>, queued: *mut Queued, attach: Attach) {
+    // A RST in the queue has zeroed the socket's own ports. SAFETY: a live entry, here and below.
+    if !filter::wants_ends(unsafe { &(*queued).passive.endpoints }) {
         count(Counter::Filtered);
         return;
     }
-    let state = child.state();
-    let early = state == TcpState::SynReceived as u8;
-    if early && queued.is_none() {
-        // Without probes nothing has announced it; its ->ESTABLISHED, still to come, must find that it was
-        // accepted.
-        queued = early_child(child, &ends);
-    }
-    if let Some(queued) = queued
-        && state != TcpState::SynReceived as u8
-        // SAFETY: a live entry; accept() holds the child's lock.
-        && unsafe { (*queued).left } == 0
-    {
+    let early = child.state() == TcpState::SynReceived as u8;
+    // SAFETY: accept() holds the child's lock.
+    if !early && unsafe { (*queued).left } == 0 {
         // SAFETY: as above. It left within this softirq's work after it was queued.
         child_left(child, queued, TcpState::Established as u8, unsafe { (*queued).passive.queued_ns });
     }
-    let thread = task::thread();
-    let waiting_since_ns = match ACCEPT_CALLS.get_ptr(thread) {
-        // SAFETY: a live entry.
-        Some(call) => unsafe { (*call).waiting_since_ns },
-        None => 0,
-    };
-    if waiting_since_ns != 0 {
-        let _ = ACCEPT_CALLS.remove(thread);
-    }
-    let mut generation_ns = 0;
-    if let Some(queued) = queued {
-        // SAFETY: a live entry.
-        generation_ns = unsafe { (*queued).generation_ns };
-    }
-    submit(EventKind::Accepted, attach, key, generation_ns, |event: &mut Accepted| {
-        event.endpoints = ends;
+    let waiting_since_ns = accept_call_ends();
+    // SAFETY: as above.
+    let generation_ns = unsafe { (*queued).generation_ns };
+    submit(EventKind::Accepted, attach, child.key(), generation_ns, |event: &mut Accepted| {
         task::owner(&mut event.owner);
         event.waiting_since_ns = waiting_since_ns;
-        if let Some(queued) = queued {
-            // SAFETY: a live entry.
-            unsafe {
-                event.queued_ns = (*queued).passive.queued_ns;
-                event.reset_ns = (*queued).reset_ns;
-            }
-            event.flags = flags::QUEUEING_SEEN;
+        // SAFETY: as above.
+        unsafe {
+            event.endpoints = (*queued).passive.endpoints;
+            event.queued_ns = (*queued).passive.queued_ns;
+            event.reset_ns = (*queued).reset_ns;
         }
-        if early {
-            event.flags |= flags::BEFORE_ESTABLISHED;
-        }
+        event.flags =
+            if early { flags::QUEUEING_SEEN | flags::BEFORE_ESTABLISHED } else { flags::QUEUEING_SEEN };
     });
-    let Some(queued) = queued else { return };
     if early {
         // Fast Open: accepted before the final ACK. What was gathered is needed when that comes.
         // SAFETY: a live entry; accept() holds the child's lock.
         unsafe { (*queued).accepted = 1 };
     } else {
-        let _ = QUEUED.remove(key);
+        let _ = QUEUED.remove(child.key());
     }
+}
+
+/// A child that no hook saw queued: queued before us, or no probe sees it, or the table was full.
+#[inline(always)]
+fn unknown_child_accepted<M: Memory>(child: Sock<M>, attach: Attach) {
+    let mut ends = Endpoints::default();
+    child.ends(&mut ends);
+    if !filter::wants_ends(&ends) {
+        count(Counter::Filtered);
+        return;
+    }
+    let mut generation_ns = 0;
+    let mut bits = 0;
+    if child.state() == TcpState::SynReceived as u8 {
+        bits = flags::BEFORE_ESTABLISHED;
+        // Without probes nothing has announced it; its ->ESTABLISHED, still to come, must find that it was
+        // accepted.
+        generation_ns = early_child(child, &ends);
+        if generation_ns != 0 {
+            bits = flags::BEFORE_ESTABLISHED | flags::QUEUEING_SEEN;
+        }
+    }
+    let waiting_since_ns = accept_call_ends();
+    submit(EventKind::Accepted, attach, child.key(), generation_ns, |event: &mut Accepted| {
+        event.endpoints = ends;
+        task::owner(&mut event.owner);
+        event.waiting_since_ns = waiting_since_ns;
+        event.flags = bits;
+    });
+}
+
+/// Since when the running thread has waited in accept(), 0 when that was not seen.
+#[inline(always)]
+fn accept_call_ends() -> u64 {
+    let thread = task::thread();
+    let Some(call) = ACCEPT_CALLS.get_ptr(thread) else { return 0 };
+    // SAFETY: a live entry.
+    let waiting_since_ns = unsafe { (*call).waiting_since_ns };
+    let _ = ACCEPT_CALLS.remove(thread);
+    waiting_since_ns
 }
 
 /// accept() returns the master socket of an MPTCP connection: the child that was queued is its first subflow.
@@ -136,19 +155,22 @@ fn subflow_accepted(master: u64, attach: Attach) {
     }
 }
 
-/// An entry for a child that accept() returns in SYN-RECEIVED and that no probe has seen.
+/// Enters a child that accept() returns in SYN-RECEIVED and that no probe has seen. Returns its generation, 0
+/// when the table is full.
 #[inline(always)]
-fn early_child<M: Memory>(child: Sock<M>, ends: &Endpoints) -> Option<*mut Queued> {
-    let entry = new_queued(child.key())?;
+fn early_child<M: Memory>(child: Sock<M>, ends: &Endpoints) -> u64 {
+    let Some(entry) = new_queued(child.key()) else { return 0 };
+    let now = now_ns();
     // SAFETY: the entry that was just made; accept() holds the child's lock.
     let passive = unsafe {
-        (*entry).generation_ns = now_ns();
+        (*entry).generation_ns = now;
+        (*entry).accepted = 1;
         &mut (*entry).passive
     };
     passive.endpoints = *ends;
     passive.flags = passive_open::flags::FAST_OPEN | accept_is_seen();
     syn_by_cookie(child.cookie(), passive);
-    Some(entry)
+    now
 }
 
 /// A socket is destroyed: the last word on anything that the tables still hold of it.

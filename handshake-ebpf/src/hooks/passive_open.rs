@@ -31,6 +31,7 @@ use crate::{
         sock::Sock,
     },
     maps::{IN_SOFTIRQ, QUEUED, REQUESTS, RUNTIME, Request, new_queued},
+    words,
 };
 
 /// A segment reached a listener. Only a SYN is of interest: its time is noted for the request that the
@@ -227,7 +228,7 @@ fn queue<M: Memory>(
         fill(event);
         if let Some(entry) = entry {
             // SAFETY: the entry that was just made.
-            unsafe { (*entry).passive = *event };
+            unsafe { words::copy(event, &raw mut (*entry).passive) };
         }
     });
     let Some(entry) = entry else { return };

@@ -27,6 +27,7 @@ use crate::{
         task,
     },
     maps::{ACTIVE_OPENS, CONNECT_CALLS, DROPS, QUEUED, Queued, REQUESTS, RUNTIME, new_queued},
+    words,
 };
 
 /// A socket goes from one state to another.
@@ -156,7 +157,7 @@ pub fn child_left<M: Memory>(sock: Sock<M>, queued: *mut Queued, new: u8, time_n
     let Some(mut slot) = slot else { return };
     let event = slot.payload();
     // SAFETY: a live entry.
-    *event = unsafe { (*queued).passive };
+    unsafe { words::copy(&raw const (*queued).passive, event) };
     finish(sock, new, false, event);
     slot.submit();
 }

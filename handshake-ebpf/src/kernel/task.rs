@@ -4,10 +4,9 @@
 //! readily, with whatever thread was interrupted.
 
 use aya_ebpf::helpers::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-    generated,
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated,
 };
-use handshake_common::owner::Owner;
+use handshake_common::owner::{COMM_BYTES, Owner};
 
 use super::read::{Copied, Memory};
 use crate::globals::offset;
@@ -28,7 +27,9 @@ pub fn owner(owner: &mut Owner) {
     owner.tid = thread as u32;
     owner.uid = bpf_get_current_uid_gid() as u32;
     owner.known = 1;
-    owner.comm = bpf_get_current_comm().unwrap_or_default();
+    // In place, and it ends with a zero: by value it would be zeroed on the stack first. It fails for no thread.
+    // SAFETY: room for COMM_BYTES.
+    let _ = unsafe { generated::bpf_get_current_comm((&raw mut owner.comm).cast(), COMM_BYTES as u32) };
 }
 
 /// The `struct sock` behind a file descriptor of the running thread, if the file is a socket. For the
