@@ -10,6 +10,9 @@ use crate::owner::COMM_BYTES;
 /// Ports, networks and namespaces that one filter can name, each.
 pub const MAX_ENTRIES: usize = 8;
 
+/// Connections of the canary at most, each with a port of its own.
+pub const CANARY_PORTS: usize = 4;
+
 /// [`Filter::roles`]: watch active opens.
 pub const ROLE_CLIENT: u32 = 1;
 /// [`Filter::roles`]: watch passive opens.
@@ -40,6 +43,8 @@ pub struct Filter {
     pub netns: [u32; MAX_ENTRIES],
     /// Ports, `ports` of them; either end matches.
     pub port: [u16; MAX_ENTRIES],
+    /// Ports that pass every filter, 0 where there is none: the daemon's first handshakes prove what is reported.
+    pub canary: [u16; CANARY_PORTS],
     /// How many entries of `network` count.
     pub networks: u32,
     /// How many entries of `netns` count.
@@ -74,6 +79,7 @@ impl Filter {
         network: [Network { address: [0; 2], mask: [0; 2] }; MAX_ENTRIES],
         netns: [0; MAX_ENTRIES],
         port: [0; MAX_ENTRIES],
+        canary: [0; CANARY_PORTS],
         networks: 0,
         namespaces: 0,
         ports: 0,

@@ -7,7 +7,7 @@
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 use handshake_common::{
     endpoint::{AF_INET, AF_INET6, Endpoints, V4_MAPPED},
-    filter::{FAMILY_V4, FAMILY_V6, MAX_ENTRIES},
+    filter::{CANARY_PORTS, FAMILY_V4, FAMILY_V6, MAX_ENTRIES},
     owner::COMM_BYTES,
 };
 
@@ -33,6 +33,10 @@ pub fn wants_unknown() -> bool {
 /// Whether the running thread may be the one that connects. Process context only.
 #[inline(always)]
 pub fn wants_running_thread() -> bool {
+    if filter!(canary[0]) != 0 && is_own() {
+        // By its ports it is told from our other sockets later.
+        return true;
+    }
     if filter!(by_pid) != 0 && (bpf_get_current_pid_tgid() >> 32) as u32 != filter!(pid) {
         return false;
     }
@@ -59,7 +63,32 @@ pub fn wants_running_thread() -> bool {
 /// Whether ends, family and namespace are wanted.
 #[inline(always)]
 pub fn wants_ends(ends: &Endpoints) -> bool {
-    wants_netns(ends.netns) && wants_family(ends) && wants_port(ends) && wants_network(ends)
+    (wants_netns(ends.netns) && wants_family(ends) && wants_port(ends) && wants_network(ends))
+        || (is_filtered() && is_canary(ends))
+}
+
+/// Whether any of those filters is on; a constant, so that without one nothing is asked of the canary.
+#[inline(always)]
+fn is_filtered() -> bool {
+    filter!(namespaces) != 0
+        || filter!(families) != FAMILY_V4 | FAMILY_V6
+        || filter!(ports) != 0
+        || filter!(networks) != 0
+}
+
+/// A handshake that the daemon makes at its start to prove what is reported. The daemon's own filters leave out
+/// whoever has such a port later.
+#[inline(always)]
+fn is_canary(ends: &Endpoints) -> bool {
+    let mut i = 0;
+    while i < CANARY_PORTS {
+        let port = filter!(canary[i]);
+        if port != 0 && (port == ends.local_port || port == ends.remote_port) {
+            return true;
+        }
+        i += 1;
+    }
+    false
 }
 
 #[inline(always)]

@@ -98,6 +98,7 @@ impl Plan {
             filter: kernel_filter(&filter, options.comm.as_ref().map(|comm| comm.as_bytes())),
             ring_bytes: options.ring_bytes,
             btf: options.btf,
+            canary: !options.no_canary,
         };
         Ok(Plan {
             command,
@@ -135,6 +136,7 @@ fn refuse_what_means_nothing(command: &Command, options: &typed::Options) -> Res
         ("--attach", options.attach.is_some()),
         ("--btf", options.btf.is_some()),
         ("--ring-bytes", options.ring_bytes.is_some()),
+        ("--no-canary", options.no_canary),
     ];
     let showing = [
         ("--own", options.own),

@@ -53,6 +53,9 @@ pub(super) struct Options {
     /// Size of the ring buffer, a power of two, for instance 4MiB. Default: by number of CPUs.
     #[arg(long, global = true, value_name = "SIZE", value_parser = values::ring_bytes, help_heading = "Tracing")]
     pub(super) ring_bytes: Option<u32>,
+    /// Don't make the three loopback connections that prove at the start what is reported.
+    #[arg(long, global = true, help_heading = "Tracing")]
+    pub(super) no_canary: bool,
     /// Show our own connections too.
     #[arg(long, global = true, help_heading = "Tracing")]
     pub(super) own: bool,

@@ -66,6 +66,7 @@ pub fn text(report: &DoctorReport, verbosity: u8) -> String {
         0 => format!("\nall {} hooks work\n", report.hooks.len()),
         _ => format!("\n{} of {} hooks work\n", report.hooks.len() - missing, report.hooks.len()),
     });
+    out.push_str(&format!("canary {}\n", report.canary));
     let taxed = report
         .hooks
         .iter()
@@ -96,6 +97,7 @@ pub fn json(report: &DoctorReport) -> anyhow::Result<String> {
         cpus: report.cpus,
         locked_down: report.locked_down,
         built_with: report.built_with,
+        canary: WireCanary { result: report.canary.kind().word(), says: report.canary.to_string() },
         hooks: report
             .hooks
             .iter()
@@ -132,8 +134,15 @@ struct Wire<'a> {
     cpus: usize,
     locked_down: bool,
     built_with: &'a str,
+    canary: WireCanary,
     hooks: Vec<WireHook<'a>>,
     missing_fields: Vec<WireField<'a>>,
+}
+
+#[derive(Serialize)]
+struct WireCanary {
+    result: &'static str,
+    says: String,
 }
 
 #[derive(Serialize)]
@@ -169,6 +178,7 @@ mod tests {
             built_with: "rustc 1.95",
             locked_down: false,
             cpus: 4,
+            canary: kernel::CanaryResult::Passed(3),
             hooks: vec![
                 HookStatus {
                     hook: "syn_sent",
@@ -207,6 +217,8 @@ mod tests {
              accept_waiting  -         -            when accept() began to wait\n\
              \n\
              1 of 2 hooks work\n\
+             canary passed: ends, process, namespace, ISNs, outcome and times of 3 loopback handshakes were reported \
+             right\n\
              no tcp_sock.syn_fastopen (no such member): not shown: Fast Open\n"
         );
         assert!(text(&report(), 1).contains("\n    fentry inet_csk_accept: no such function\n"));
@@ -218,7 +230,9 @@ mod tests {
             json(&report()).unwrap(),
             concat!(
                 r#"{"schema":1,"kind":"doctor","kernel":"6.12.0","architecture":"x86_64","cpus":4,"#,
-                r#""locked_down":false,"built_with":"rustc 1.95","hooks":["#,
+                r#""locked_down":false,"built_with":"rustc 1.95","#,
+                r#""canary":{"result":"passed","says":"passed: ends, process, namespace, ISNs, outcome and times of "#,
+                r#"3 loopback handshakes were reported right"},"hooks":["#,
                 r#"{"hook":"syn_sent","attached":"fentry","symbols":["tcp_connect"],"tried":[],"#,
                 r#""without_it":"active opens"},"#,
                 r#"{"hook":"accept_waiting","symbols":[],"tried":["fentry inet_csk_accept: no such function"],"#,

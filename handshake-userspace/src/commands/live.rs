@@ -19,7 +19,7 @@ use handshake_common::event::{ABI_VERSION, Attach};
 use super::output;
 use crate::{
     cli::plan::Plan,
-    kernel::{self, HookStatus},
+    kernel::{self, CanaryResult, HookStatus},
     model::drop_reasons::DropReasons,
     pipeline::{self, Feed, WhenFull, filter::Gate, notice, shutdown},
     source::{
@@ -46,6 +46,7 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
         let header = RecordingHeader {
             hooks: hook_texts(hooks),
             drop_reasons: reason_texts(&trace.drop_reasons),
+            canary: Some(trace.canary.kind()),
             ..header()
         };
         let recorder = file
@@ -53,6 +54,10 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
             .transpose()
             .context("the recording cannot be written")?;
         notice::say(&tracing_line(hooks, trace.cpus, trace.ring_bytes));
+        match &trace.canary {
+            CanaryResult::NotRun(_) => notice::warn(&format!("canary {}", trace.canary)),
+            _ => log::info!("canary {}", trace.canary),
+        }
         for line in not_shown(hooks).into_iter().filter(|_| plan.verbosity != 0) {
             notice::say(&line);
         }
@@ -71,6 +76,7 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
         let flow = pipeline::Plan {
             boot: header.boot(),
             drop_reasons: trace.drop_reasons.clone(),
+            canary: header.canary,
             waiting: waiting(&plan),
             gate: Gate::new(plan.filter.clone(), plan.tail),
             count: plan.count,
@@ -112,6 +118,7 @@ fn header() -> RecordingHeader {
         abi_version: ABI_VERSION,
         hooks: Vec::new(),
         drop_reasons: Vec::new(),
+        canary: None,
     }
 }
 

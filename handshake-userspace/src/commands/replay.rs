@@ -38,6 +38,7 @@ pub fn run(plan: Plan, path: &Path) -> anyhow::Result<ExitCode> {
             stream_limit_ns: plan.duration.map(nanoseconds),
             when_full: WhenFull::Wait,
             waiting: None,
+            canary: source.header().canary,
         };
         let feed = Feed { source, recorder: None };
         let ending = pipeline::run(feed, flow, sinks, stop, reopen).await;

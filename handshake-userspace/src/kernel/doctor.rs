@@ -3,7 +3,7 @@
 //! What a newcomer would get wrong: the report attaches everything and detaches it again. Nothing less tells
 //! the truth.
 
-use super::{HookStatus, StartError, TraceOptions, object::BUILT_WITH, offsets, start};
+use super::{CanaryResult, HookStatus, StartError, TraceOptions, object::BUILT_WITH, offsets, start};
 
 /// The whole report.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct DoctorReport {
     pub locked_down: bool,
     /// Possible CPUs.
     pub cpus: usize,
+    /// What came of our own first handshakes.
+    pub canary: CanaryResult,
     /// Every hook.
     pub hooks: Vec<HookStatus>,
     /// Fields that this kernel lacks: name, reason, consequence.
@@ -45,6 +47,7 @@ pub fn report(options: &TraceOptions) -> Result<DoctorReport, StartError> {
         built_with: BUILT_WITH,
         locked_down: trace.locked_down,
         cpus: trace.cpus,
+        canary: trace.canary,
         hooks: trace.hooks,
         missing_fields: trace
             .missing_fields

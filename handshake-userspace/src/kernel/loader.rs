@@ -14,12 +14,14 @@ use aya::{
         BtfTracePoint, CgroupAttachMode, FEntry, FExit, KProbe, Program as LoadedProgram, SockOps, TracePoint,
     },
 };
-use handshake_common::{event::Attach, offsets::Offsets};
+use bytes::Bytes;
+use handshake_common::{event::Attach, filter::Filter, offsets::Offsets};
 
 use super::{
     AttachChoice, Attached, HookStatus, LiveTrace, StartError, TraceOptions,
     attach_problem::{AttachProblem, chain, kind, name, unless_loaded},
     btf::{Btf as KernelBtf, BtfError},
+    canary::Canary,
     counters::KernelCounters,
     hook_table::{HOOKS, Hook, LACKS_UNDER_LOCKDOWN, Place, Program, STATE_CHANGED, Way},
     host, log_messages,
@@ -62,7 +64,17 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let cpus = aya::util::nr_cpus()
         .map_err(|(file, error)| StartError::Failed(format!("cannot count CPUs: {file}: {error}")))?;
     let locked = host::kernel_memory_is_locked();
-    let mut ebpf = load(bytes, options, &btf, &resolved.offsets, &drop_reasons, cpus, locked)?;
+    let canary = Canary::prepare(options.canary);
+    let filter = canary.past(&options.filter);
+    let ring_bytes = ring_bytes(options.ring_bytes, cpus);
+    let globals = Globals {
+        offsets: resolved.offsets,
+        filter,
+        locked_down: u32::from(locked),
+        told_reasons: drop_reasons.told(),
+        ring_bytes,
+    };
+    let mut ebpf = load(bytes, &globals, &btf, cpus)?;
     let mut counters = KernelCounters::map(&ebpf, cpus)?;
     let mut attacher = Attacher::new(&btf, options.attach, locked);
     let mut hooks = Vec::with_capacity(HOOKS.len());
@@ -80,14 +92,17 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let (seen, snapshot_status) = snapshot::take(&mut ebpf, &btf);
     hooks.push(snapshot_status);
     counters.watch_programs(&ebpf);
-    let ring = ebpf
+    let mut ring = ebpf
         .take_map("EVENTS")
         .ok_or_else(|| StartError::Failed("the object has no map EVENTS".to_owned()))
         .and_then(|map| RingBuf::try_from(map).map_err(|error| StartError::Failed(error.to_string())))?;
+    let (canary, others) = canary
+        .sing(&filter, || ring.next().map(|record| Bytes::copy_from_slice(&record)))
+        .map_err(|problem| StartError::Unsupported(refusal(&problem, &path)))?;
     let sweeper = Sweeper::new(&mut ebpf);
     let messages = log_messages::MessagePump::start(&mut ebpf);
     let attached = Attached { sweeper, _messages: messages, _programs: ebpf };
-    let source = RingBufferSource::new(ring, seen)
+    let source = RingBufferSource::new(ring, seen.into_iter().chain(others).collect())
         .map_err(|error| StartError::Failed(format!("the ring buffer cannot be polled: {error}")))?;
     Ok(LiveTrace {
         drop_reasons,
@@ -97,9 +112,29 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         missing_fields: resolved.missing,
         locked_down: locked,
         cpus,
-        ring_bytes: ring_bytes(options.ring_bytes, cpus),
+        canary,
+        ring_bytes,
         attached,
     })
+}
+
+/// What a person is told whose kernel we would report wrongly.
+fn refusal(problem: &str, btf: &std::path::Path) -> String {
+    format!(
+        "the canary failed, so nothing is traced: {problem}. {} may not be of this kernel, or this kernel keeps \
+         something elsewhere than we think; `--no-canary` traces all the same, and `handshake doctor --no-canary` \
+         says what was found",
+        btf.display()
+    )
+}
+
+/// What the programs know as constants.
+struct Globals {
+    offsets: Offsets,
+    filter: Filter,
+    locked_down: u32,
+    told_reasons: [u64; 4],
+    ring_bytes: u32,
 }
 
 fn resolve(path: &std::path::Path) -> Result<(ResolvedOffsets, DropReasons), StartError> {
@@ -121,32 +156,21 @@ fn resolve(path: &std::path::Path) -> Result<(ResolvedOffsets, DropReasons), Sta
     Ok((offsets, super::drop_reasons::of(&btf)))
 }
 
-fn load(
-    bytes: &[u8],
-    options: &TraceOptions,
-    btf: &Btf,
-    offsets: &Offsets,
-    drop_reasons: &DropReasons,
-    cpus: usize,
-    locked: bool,
-) -> Result<Ebpf, StartError> {
-    let ring_bytes = ring_bytes(options.ring_bytes, cpus);
-    let locked_down = u32::from(locked);
+fn load(bytes: &[u8], globals: &Globals, btf: &Btf, cpus: usize) -> Result<Ebpf, StartError> {
     let loaded_ns = monotonic_ns();
-    let told_reasons = drop_reasons.told();
-    let wake_at_bytes = u64::from(ring_bytes) / WAKE_AT_PART;
+    let wake_at_bytes = u64::from(globals.ring_bytes) / WAKE_AT_PART;
     let log_level = log_messages::level();
     EbpfLoader::new()
         .btf(Some(btf))
-        .override_global("OFFSETS", offsets, true)
-        .override_global("FILTER", &options.filter, true)
-        .override_global("LOCKED_DOWN", &locked_down, true)
+        .override_global("OFFSETS", &globals.offsets, true)
+        .override_global("FILTER", &globals.filter, true)
+        .override_global("LOCKED_DOWN", &globals.locked_down, true)
         .override_global("LOADED_NS", &loaded_ns, true)
         .override_global("WAKE_AT_BYTES", &wake_at_bytes, true)
-        .override_global("TOLD_REASONS", &told_reasons, true)
+        .override_global("TOLD_REASONS", &globals.told_reasons, true)
         // Absent when no log statement survived compilation.
         .override_global(aya_log::LEVEL, &log_level, false)
-        .map_max_entries("EVENTS", ring_bytes)
+        .map_max_entries("EVENTS", globals.ring_bytes)
         .map_max_entries("COUNTERS", cpus as u32)
         .load(bytes)
         .map_err(|error| StartError::Failed(format!("the kernel refused our maps: {}", chain(&error))))

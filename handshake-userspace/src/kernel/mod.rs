@@ -5,6 +5,7 @@
 
 mod attach_problem;
 pub mod btf;
+mod canary;
 mod counters;
 pub mod doctor;
 mod drop_reasons;
@@ -24,7 +25,9 @@ use aya::Ebpf;
 use handshake_common::{event::Attach, filter::Filter};
 
 use self::sweep::Sweeper;
-pub use self::{attach_problem::name, counters::KernelCounters, loader::start, object::BUILT_WITH};
+pub use self::{
+    attach_problem::name, canary::CanaryResult, counters::KernelCounters, loader::start, object::BUILT_WITH,
+};
 use crate::{model::drop_reasons::DropReasons, source::ring_buffer::RingBufferSource};
 
 /// `--attach`.
@@ -52,6 +55,8 @@ pub struct TraceOptions {
     pub ring_bytes: Option<u32>,
     /// BTF of the running kernel, where it does not give its own.
     pub btf: Option<PathBuf>,
+    /// Whether the first handshakes are our own, to prove what is reported.
+    pub canary: bool,
 }
 
 /// Programs that are attached and streaming. Dropping it detaches them all.
@@ -68,6 +73,8 @@ pub struct LiveTrace {
     pub missing_fields: Vec<(&'static str, String)>,
     /// lockdown=confidentiality: only direct loads.
     pub locked_down: bool,
+    /// What came of our own first handshakes.
+    pub canary: CanaryResult,
     /// Possible CPUs.
     pub cpus: usize,
     /// Size of the ring buffer.

@@ -7,6 +7,36 @@ use std::collections::BTreeMap;
 
 use super::outcome::Outcome;
 
+/// What came of the handshakes that we made ourselves at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Canary {
+    /// They were reported right.
+    Passed,
+    /// They could not be made, so nothing is proven.
+    CouldNotRun,
+    /// `--no-canary`.
+    NotWanted,
+}
+
+impl Canary {
+    /// All of them.
+    pub const ALL: [Canary; 3] = [Canary::Passed, Canary::CouldNotRun, Canary::NotWanted];
+
+    /// Its word in records and recordings.
+    pub fn word(self) -> &'static str {
+        match self {
+            Canary::Passed => "passed",
+            Canary::CouldNotRun => "could_not_run",
+            Canary::NotWanted => "not_wanted",
+        }
+    }
+
+    /// The one with this word.
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|canary| canary.word() == word)
+    }
+}
+
 /// The tracker's part of the accounting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrackerCounts {
@@ -49,6 +79,8 @@ pub struct Health {
     pub sink_dropped: u64,
     /// Server records that a filter by process could not judge: nobody ever accepted.
     pub filtered_unknown: u64,
+    /// What came of the canary at the start; absent in a replay of a recording that doesn't say.
+    pub canary: Option<Canary>,
     /// Handshakes that the filters let through, by outcome.
     pub outcomes: BTreeMap<&'static str, u64>,
 }

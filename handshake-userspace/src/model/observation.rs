@@ -136,6 +136,25 @@ pub enum Act {
     SegmentDropped(Box<SegmentDropped>),
 }
 
+impl Act {
+    /// Both ends of the socket, where the act names them.
+    pub fn ends(&self) -> Option<&Ends> {
+        Some(match self {
+            Act::SynSent(act) => &act.ends,
+            Act::ConnectFailed(act) => &act.ends,
+            Act::LeftSynSent(act) => &act.ends,
+            Act::ConnectReturned { .. } => return None,
+            Act::ChildQueued(act) | Act::LeftSynReceived(act) | Act::RequestDied(act) => &act.ends,
+            Act::Accepted(act) => &act.ends,
+            Act::ChildDestroyed(act) => &act.ends,
+            Act::ListenerOpened(act) | Act::ListenerClosed(act) => &act.ends,
+            Act::SynRetransmitted { ends, .. } => ends,
+            Act::SocketSeen(act) => &act.ends,
+            Act::SegmentDropped(act) => &act.ends,
+        })
+    }
+}
+
 /// See [`Act::SynSent`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SynSent {

@@ -10,7 +10,7 @@ use handshake_common::counter::Counter;
 use super::notice::Doubling;
 use crate::{
     model::{
-        health::{Health, TrackerCounts},
+        health::{Canary, Health, TrackerCounts},
         outcome::Outcome,
     },
     sinks::{Lost, json::words, loss_by_cause},
@@ -27,6 +27,7 @@ const LOSS_CHECK_EVERY_NS: u64 = 1_000_000_000;
 pub(super) struct Accounting {
     pub(super) undecodable: u64,
     pub(super) unknown_kind: u64,
+    canary: Option<Canary>,
     kernel: Option<CounterReading>,
     outcomes: BTreeMap<&'static str, u64>,
     health_due_ns: Option<u64>,
@@ -35,6 +36,11 @@ pub(super) struct Accounting {
 }
 
 impl Accounting {
+    /// Of a run whose canary ended so.
+    pub(super) fn new(canary: Option<Canary>) -> Self {
+        Accounting { canary, ..Accounting::default() }
+    }
+
     pub(super) fn counters(&mut self, reading: CounterReading) {
         self.kernel = Some(reading);
     }
@@ -69,6 +75,7 @@ impl Accounting {
             unknown_kind: self.unknown_kind,
             sink_dropped,
             filtered_unknown,
+            canary: self.canary,
             outcomes: self.outcomes.clone(),
         }
     }

@@ -58,6 +58,8 @@ pub struct Plan {
     pub when_full: WhenFull,
     /// Said once on stderr when nothing has come for five seconds.
     pub waiting: Option<String>,
+    /// What came of the canary, for `health`.
+    pub canary: Option<crate::model::health::Canary>,
 }
 
 /// How it ended.
@@ -143,7 +145,7 @@ pub async fn run<S: EventSource>(
         }
     }
     let mut records = Vec::new();
-    stage.end(&mut records);
+    stage.end(fan_out.dropped() + intake.dropped(), &mut records);
     for record in records {
         fan_out.publish(record).await;
     }

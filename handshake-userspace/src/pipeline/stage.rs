@@ -47,7 +47,7 @@ impl Stage {
             }),
             gate: plan.gate,
             clock: WallClock::default(),
-            accounting: Accounting::default(),
+            accounting: Accounting::new(plan.canary),
             summary: Summary::default(),
             updates: Vec::new(),
             count_left: plan.count,
@@ -91,10 +91,12 @@ impl Stage {
     }
 
     /// Nothing more will come.
-    pub(super) fn end(&mut self, out: &mut Vec<Record>) {
+    pub(super) fn end(&mut self, sink_dropped: u64, out: &mut Vec<Record>) {
         if !self.done {
             self.observe(Input::End { now_ns: self.now_ns }, out);
         }
+        // A run that ends between two checks tells of its loss like any other.
+        self.tell_grown_loss(sink_dropped, out);
     }
 
     /// Whether a limit of the plan is reached.
@@ -123,10 +125,7 @@ impl Stage {
             out.push(Record::Health(Box::new(health), self.wall_time()));
         }
         if self.accounting.loss_check_is_due(now_ns) {
-            let health = self.health(sink_dropped);
-            if let Some(lost) = self.accounting.grown_loss(&health) {
-                out.push(Record::Lost(lost, self.wall_time()));
-            }
+            self.tell_grown_loss(sink_dropped, out);
         }
         if elapsed_ns >= PATIENCE_NS
             && let Some(waiting) = self.waiting.take()
@@ -134,6 +133,13 @@ impl Stage {
             notice::say(&waiting);
         }
         self.done |= self.stream_limit_ns.is_some_and(|limit| elapsed_ns >= limit);
+    }
+
+    fn tell_grown_loss(&mut self, sink_dropped: u64, out: &mut Vec<Record>) {
+        let health = self.health(sink_dropped);
+        if let Some(lost) = self.accounting.grown_loss(&health) {
+            out.push(Record::Lost(lost, self.wall_time()));
+        }
     }
 
     fn observe(&mut self, input: Input, out: &mut Vec<Record>) {

@@ -9,6 +9,8 @@
 
 mod accept_queue;
 mod active_open;
+mod btf_file;
+mod canary;
 mod drops;
 mod environment;
 mod fast_open;

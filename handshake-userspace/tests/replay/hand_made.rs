@@ -34,6 +34,7 @@ const START_WALL: u64 = 1_795_233_906_123_456_789;
 
 pub fn header() -> RecordingHeader {
     RecordingHeader {
+        canary: None,
         kernel_release: "6.12.0-hand-made".to_owned(),
         architecture: "x86_64".to_owned(),
         boot_id: "6f1e2c00-0000-4000-8000-000000000000".to_owned(),

@@ -43,7 +43,7 @@
 //!  "in_flight":0,"incomplete":0,"queued":0,"lost":0,"unmatched":0,"table_full":0,"late":0,
 //!  "outcomes":{"established":2,"refused":1},"kernel":{"filtered":0,"ring_full":0,"submitted":9},
 //!  "ring_full_by_cpu":{},"missed_probes":0,"undecodable":0,"unknown_kind":0,"sink_dropped":0,
-//!  "filtered_unknown":0}
+//!  "filtered_unknown":0,"canary":"passed"}
 //! ```
 //!
 //! Loss, at the first one and then at each doubling:

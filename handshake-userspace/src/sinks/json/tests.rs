@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     model::{
         handshake::{Accept, FastOpen, Handshake, Isn, Key, Options, Phases, Retransmits, Windows},
-        health::{Health, TrackerCounts},
+        health::{Canary, Health, TrackerCounts},
         outcome::{AcceptOutcome, Evidence, EvidenceKind, Flag, Outcome, Role},
         process::{Process, SafeText},
     },
@@ -122,6 +122,7 @@ fn health_is_as_the_manual_says() {
         kernel: [("submitted", 9), ("ring_full", 0), ("filtered", 0)].into(),
         missed_probes: Some(0),
         outcomes: [("established", 2), ("refused", 1)].into(),
+        canary: Some(Canary::Passed),
         ..Health::default()
     };
     assert_eq!(line(&Record::Health(Box::new(health), Some(1_795_233_910_000_000_000))), examples()[2]);

@@ -212,6 +212,8 @@ pub(super) struct Health<'a> {
     unknown_kind: u64,
     sink_dropped: u64,
     filtered_unknown: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    canary: Option<&'static str>,
 }
 
 impl<'a> Health<'a> {
@@ -239,6 +241,7 @@ impl<'a> Health<'a> {
             unknown_kind: health.unknown_kind,
             sink_dropped: health.sink_dropped,
             filtered_unknown: health.filtered_unknown,
+            canary: health.canary.map(health::Canary::word),
         }
     }
 }

@@ -8,7 +8,7 @@
 //! ```text
 //! magic "hsrec\x1a\r\n"   version u32   frame*
 //! frame: kind u16   reserved u16 (0)   length u32   payload
-//! 1 header    lines name=value: kernel, architecture, byte_order, boot_id, abi_version, hook.NAME,
+//! 1 header    lines name=value: kernel, architecture, byte_order, boot_id, abi_version, canary, hook.NAME,
 //!             drop_reason.NUMBER
 //! 2 event     one ring buffer record
 //! 3 tick      CLOCK_MONOTONIC u64
@@ -21,7 +21,10 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::source::{CounterReading, SourceItem};
+use crate::{
+    model::health::Canary,
+    source::{CounterReading, SourceItem},
+};
 
 /// The first bytes of every recording: a control character and a line break betray a transfer as text.
 pub const MAGIC: [u8; 8] = *b"hsrec\x1a\r\n";
@@ -66,6 +69,8 @@ pub struct RecordingHeader {
     pub hooks: Vec<(String, String)>,
     /// The kernel's drop reasons, by number.
     pub drop_reasons: Vec<(u32, String)>,
+    /// What came of the canary.
+    pub canary: Option<Canary>,
 }
 
 impl RecordingHeader {
@@ -89,6 +94,9 @@ impl RecordingHeader {
         line("byte_order", "little");
         line("boot_id", &self.boot_id);
         line("abi_version", &self.abi_version.to_string());
+        if let Some(canary) = self.canary {
+            line("canary", canary.word());
+        }
         for (hook, attached) in &self.hooks {
             line(&format!("hook.{hook}"), attached);
         }
@@ -107,6 +115,7 @@ impl RecordingHeader {
                 "kernel" => header.kernel_release = value.to_owned(),
                 "architecture" => header.architecture = value.to_owned(),
                 "boot_id" => header.boot_id = value.to_owned(),
+                "canary" => header.canary = Canary::of_word(value),
                 "abi_version" => {
                     header.abi_version = value.parse().map_err(|_| "an abi_version that is no number")?;
                 }

@@ -207,6 +207,7 @@ mod tests {
             abi_version: 1,
             hooks: vec![("syn_sent".to_owned(), "fentry tcp_connect".to_owned())],
             drop_reasons: vec![(5, "NETFILTER_DROP".to_owned())],
+            canary: Some(crate::model::health::Canary::CouldNotRun),
         }
     }
 
