@@ -118,7 +118,7 @@ const fn vm_tool(program: &'static str, package: &'static str, why: &'static str
     Tool { for_vms: true, ..tool(program, package, why) }
 }
 
-const TOOLS: [Tool; 10] = [
+const TOOLS: [Tool; 11] = [
     tool("ip", "iproute2", "makes the network namespaces of the tests"),
     tool("tc", "iproute2", "delays and loses packets"),
     vm_tool("qemu-system-x86_64", "qemu-system-x86", "boots other kernels"),
@@ -128,6 +128,7 @@ const TOOLS: [Tool; 10] = [
     vm_tool("zstd", "zstd", "unpacks modules"),
     vm_tool("dpkg-deb", "dpkg", "unpacks kernels"),
     Tool { optional: true, ..tool("tcpdump", "tcpdump", "compares with packets") },
+    Tool { optional: true, ..tool("bpftool", "bpftool", "is a second reader of BTF") },
     Tool { optional: true, ..tool("nft", "nftables", "drops chosen packets") },
 ];
 

@@ -130,7 +130,10 @@ fn run_from_command_line(arguments: &Arguments) -> Result<u8> {
 
 /// The programs that every guest takes along when the host has them.
 pub fn network_programs() -> Vec<PathBuf> {
-    ["ip", "tc", "nft", "ss", "tcpdump"].iter().filter_map(|program| command::find(program)).collect()
+    ["ip", "tc", "nft", "ss", "tcpdump", "bpftool"]
+        .iter()
+        .filter_map(|program| command::find(program))
+        .collect()
 }
 
 /// The QEMU that this run started; it never outlives the run.

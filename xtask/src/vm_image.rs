@@ -20,13 +20,15 @@ use std::{
 const INIT: &str = include_str!("guest_init.sh");
 
 /// What tests need of a kernel that is not built into each: links with delay and loss, and a firewall.
-pub const MODULES: [&str; 16] = [
+pub const MODULES: [&str; 18] = [
     "veth",
     "dummy",
     "sch_netem",
     "sch_prio",
     "cls_u32",
     "nf_tables",
+    "inet_diag",
+    "tcp_diag",
     "nft_counter",
     "nft_ct",
     "nft_limit",

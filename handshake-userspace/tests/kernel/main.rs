@@ -22,6 +22,7 @@ mod passive_open;
 mod peer;
 mod program;
 mod record;
+mod second_source;
 mod throughput;
 mod tracer;
 mod traffic;
