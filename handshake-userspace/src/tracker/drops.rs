@@ -208,6 +208,7 @@ pub(super) fn of_dropped_attempt(attempt: DroppedAttempt, dropped: Dropped, head
         flags: flags([
             (attempt.ends.v4_mapped, Flag::V4Mapped),
             (attempt.cookie_ack, Flag::SynCookie),
+            (attempt.cookie_ack, Flag::AckDropped),
             (head.events_lost, Flag::EventsLost),
         ]),
         dropped: Some(dropped),

@@ -144,17 +144,31 @@ fn syn_dropped_on_its_way_out_explains_the_time_out() {
     assert_eq!(record.flags, vec![Flag::SynDropped]);
 }
 
-#[test]
-fn ack_with_a_cookie_that_was_dropped_is_no_syn_of_the_child_that_follows() {
+/// The final ACK that `final_ack` would send carries a cookie and is dropped.
+fn dropped_ack_with_a_cookie() -> SegmentDropped {
     let facts = given_listener().facts;
-    let dropped = SegmentDropped {
+    SegmentDropped {
         ends: facts.ends,
         listener: Some(LISTENER),
         isn: facts.agreed.remote_isn,
         cookie_ack: true,
         queues: Some(FULL),
         ..SegmentDropped::default()
-    };
+    }
+}
+
+#[test]
+fn ack_with_a_cookie_that_was_dropped_for_good_leaves_only_the_client_connected() {
+    let record =
+        given_listener().dropped(dropped_ack_with_a_cookie()).wait(5 * SEC).expect(Outcome::AckDropped);
+    assert_eq!(record.flags, vec![Flag::SynCookie, Flag::AckDropped]);
+    assert_eq!(record.evidence.kind, EvidenceKind::AcceptQueueFull);
+    assert_eq!(record.retransmits.syn_seen, None, "it is no SYN");
+}
+
+#[test]
+fn ack_with_a_cookie_that_was_dropped_is_no_syn_of_the_child_that_follows() {
+    let dropped = dropped_ack_with_a_cookie();
     let server = given_listener().with(|facts| facts.syn_cookie = true).dropped(dropped).wait(SEC);
     let record = server.final_ack().accept().expect(Outcome::Established);
     assert_eq!(record.flags, vec![Flag::SynCookie, Flag::AckDropped]);
