@@ -50,6 +50,8 @@ offsets! {
     skc_v6_rcv_saddr = "sock_common"."skc_v6_rcv_saddr",
     /// `sock_common.skc_cookie`: 0 until somebody asked for it.
     skc_cookie = "sock_common"."skc_cookie",
+    /// `sock_common.skc_listener`: the listener of a request sock.
+    skc_listener = "sock_common"."skc_listener",
     /// `net.ns.inum`.
     net_ns_inum = "net"."ns.inum",
     /// `sock.sk_err`.

@@ -37,11 +37,13 @@ pub static ACTIVE_OPENS: HashMap<u64, ActiveOpen> = HashMap::with_max_entries(16
 
 /// Half-open passive opens by request sock (or, in tracepoint mode, by socket cookie, which is the child's
 /// later; cookies are small numbers and addresses are not, so one table serves both). Inserted when the
-/// request is created, deleted when it becomes a child or dies; the daemon sweeps what neither happened to.
+/// request is created (by the snapshot, if that was before us), deleted when it becomes a child or dies; the
+/// daemon sweeps what neither happened to.
 #[map]
 pub static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(32768, 0);
 
-/// Children from the final ACK until accept() takes them or they are destroyed.
+/// Children from the final ACK (or from the snapshot, if that was before us) until accept() takes them or they
+/// are destroyed.
 #[map]
 pub static QUEUED: HashMap<u64, Queued> = HashMap::with_max_entries(16384, 0);
 
@@ -89,6 +91,8 @@ pub struct Runtime {
     pub syn_sent_is_seen: u32,
     /// Not 0: sock_ops notes the SYN of every passive open.
     pub syn_is_noted: u32,
+    /// Not 0: probes see how requests begin and how they die.
+    pub requests_are_seen: u32,
 }
 
 /// See [`ACTIVE_OPENS`].

@@ -105,7 +105,10 @@ pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>,
         if segment & RST != 0 {
             (*entry).flags |= flags::RESET_RECEIVED;
         } else if segment & SYN != 0 {
-            (*entry).syns_seen = (*entry).syns_seen.saturating_add(1);
+            // Of a request that is older than we are nobody counted the first ones.
+            if (*entry).flags & flags::SYN_NOT_SEEN == 0 {
+                (*entry).syns_seen = (*entry).syns_seen.saturating_add(1);
+            }
         } else if segment & ACK != 0 {
             if (*entry).final_ack_ns == 0 {
                 (*entry).final_ack_ns = now_ns();

@@ -8,13 +8,16 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated;
 use handshake_common::{
-    event::{ABI_VERSION, Attach, Event, EventHeader, EventKind, snapshot::SocketSeen},
-    filter::ROLE_CLIENT,
+    counter::Counter,
+    endpoint::Endpoints,
+    event::{ABI_VERSION, Attach, Event, EventHeader, EventKind, passive_open::flags, snapshot::SocketSeen},
+    filter::{ROLE_CLIENT, ROLE_SERVER},
     tcp::TcpState,
 };
 
+use super::passive_open::accept_is_seen;
 use crate::{
-    emit::now_ns,
+    emit::{count, now_ns},
     filter,
     globals::offset,
     kernel::{
@@ -22,6 +25,7 @@ use crate::{
         request_sock::RequestSock,
         sock::Sock,
     },
+    maps::{QUEUED, REQUESTS, RUNTIME, Request, new_queued},
 };
 
 /// `struct bpf_iter_meta`.
@@ -38,6 +42,56 @@ pub struct IterTcp {
     meta: *const IterMeta,
     sock_common: *const u8,
     uid: u32,
+}
+
+/// A request that is older than we are enters the table as a new one does, so that its death is told too.
+#[inline(always)]
+fn request_was_there(request: RequestSock<Direct>, seen: &SocketSeen) {
+    let Some(runtime) = RUNTIME.get_ptr(0) else { return };
+    // SAFETY: the array's one live entry; aligned u32.
+    if unsafe { (*runtime).requests_are_seen } == 0
+        || !filter::wants_role(ROLE_SERVER)
+        || !filter::wants_ends(&seen.endpoints)
+        || REQUESTS.get_ptr(request.key()).is_some()
+    {
+        return;
+    }
+    let entry = Request {
+        syn_ns: 0,
+        // The generation of its events: any time before them.
+        created_ns: seen.synack_ns,
+        final_ack_ns: 0,
+        last_retransmit_ns: 0,
+        listener: request.listener(),
+        accept_queue_length: 0,
+        accept_queue_limit: 0,
+        syns_seen: 0,
+        synack_retransmits: seen.retransmits,
+        flags: flags::SYN_NOT_SEEN,
+    };
+    if REQUESTS.insert(request.key(), entry, 0).is_err() {
+        count(Counter::RequestsFull);
+    }
+}
+
+/// A child that was queued before us enters the table, so that it is told when it dies there.
+#[inline(always)]
+fn child_was_there(key: u64, ends: &Endpoints) {
+    // Without a hook on accept() nobody would take it out again.
+    if accept_is_seen() == 0
+        || !filter::wants_role(ROLE_SERVER)
+        || !filter::wants_ends(ends)
+        || QUEUED.get_ptr(key).is_some()
+    {
+        return;
+    }
+    let Some(entry) = new_queued(key) else { return };
+    // SAFETY: the entry that was just made.
+    unsafe {
+        (*entry).generation_ns = now_ns();
+        (*entry).left = 1;
+        (*entry).passive.endpoints = *ends;
+    }
 }
 
 /// One TCP socket. aya-ebpf has no macro for iterators; the section's name is all that the loader needs.
@@ -79,6 +133,7 @@ pub extern "C" fn hs_snapshot(context: *mut IterTcp) -> i32 {
         if let Some(address) = Direct::tcp_request_sock(common) {
             seen.retransmits = RequestSock::<Direct>::at(address).retransmits();
         }
+        request_was_there(request, seen);
     } else if state != TcpState::TimeWait as u8
         // The iterator's pointer is a sock_common; what lies beyond needs the cast.
         && let Some(tcp) = Direct::tcp_sock(common)
@@ -99,6 +154,12 @@ pub extern "C" fn hs_snapshot(context: *mut IterTcp) -> i32 {
         {
             // close() takes an accepted socket out of these states, so one without a file is still queued.
             seen.queued = 1;
+            child_was_there(common as u64, &seen.endpoints);
+            // Since 5.15 the iterator holds the lock of the socket; before, accept() may have come in between,
+            // and nobody else would take the entry out.
+            if Direct::read::<u64>(tcp, offset!(sk_socket)) != Some(0) {
+                let _ = QUEUED.remove(common as u64);
+            }
         }
     }
     // SAFETY: the event is plain integers without padding, on this program's stack.

@@ -47,6 +47,12 @@ impl<M: Memory> RequestSock<M> {
         M::read::<u64>(self.address, offset!(skc_cookie)).unwrap_or(0)
     }
 
+    /// The listener's sock, 0 when unknown.
+    #[inline(always)]
+    pub fn listener(self) -> u64 {
+        M::read::<u64>(self.address, offset!(skc_listener)).unwrap_or(0)
+    }
+
     /// Both ends.
     #[inline(always)]
     pub fn ends(self, ends: &mut Endpoints) {

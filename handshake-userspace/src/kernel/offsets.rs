@@ -172,6 +172,7 @@ const RULES: &[Rule] = &[
     optional("skc_v6_daddr", &[16], NO_V6),
     optional("skc_v6_rcv_saddr", &[16], NO_V6),
     optional("skc_cookie", &[8], "sock_ops callbacks are not joined to later events in tracepoint mode"),
+    optional("skc_listener", &[8], "who listened for a request that was half open before us is not shown"),
     required("net_ns_inum", &[4], "network namespaces are not told apart"),
     optional("sk_err", &[4], "refused, timed out and unreachable are not told apart"),
     optional("sk_err_soft", &[4], "what an ICMP said while connect() went on trying is not shown"),

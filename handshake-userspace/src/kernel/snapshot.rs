@@ -19,7 +19,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::{HookStatus, listener_owner};
 use crate::source::SourceItem;
 
-const WITHOUT_IT: &str = "handshakes that began before the start are not flagged `seen_late`, nor are earlier listeners joined to their owners";
+const WITHOUT_IT: &str = "of handshakes that began before the start, those that fail are not shown and the others not flagged `seen_late`; earlier listeners are not joined to their owners";
 
 /// Reads every namespace; what could not be read is said in the status.
 pub fn take(ebpf: &mut Ebpf, btf: &Btf) -> (Vec<SourceItem>, HookStatus) {

@@ -6,18 +6,25 @@
 //! closed listener is remembered for a while.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
+    net::SocketAddr,
     sync::Arc,
 };
 
 use super::table::AddressHasher;
-use crate::model::{observation::Listener, process::Process};
+use crate::model::{
+    observation::{Ends, Listener},
+    process::Process,
+};
 
 /// A host with more listeners than this loses their owners' names, and nothing else.
 const MAX_LISTENERS: usize = 65_536;
 
 /// Children that the snapshot may name: the sum of all accept queues at the moment of our start.
 const MAX_EARLIER_CHILDREN: usize = 65_536;
+
+/// Half-open requests that the snapshot may name.
+const MAX_EARLIER_REQUESTS: usize = 65_536;
 
 /// Listeners that closed and whose requests may still be pending; with more than this the oldest are forgotten.
 const MAX_CLOSED: usize = 4_096;
@@ -33,6 +40,8 @@ pub(super) struct Listeners {
     closed_order: VecDeque<(u64, u64)>,
     owners: HashMap<u64, Arc<Process>, AddressHasher>,
     earlier_children: HashMap<u64, (), AddressHasher>,
+    /// Ends of requests that the snapshot found. std's hasher, because a peer chooses its port; nothing iterates.
+    earlier_requests: HashSet<(Option<SocketAddr>, Option<SocketAddr>, Option<u32>)>,
 }
 
 impl Listeners {
@@ -91,5 +100,18 @@ impl Listeners {
     /// Whether this child was; it is forgotten by that, for the address may have another life.
     pub(super) fn forget_child(&mut self, address: u64) -> bool {
         !self.earlier_children.is_empty() && self.earlier_children.remove(&address).is_some()
+    }
+
+    /// A request was half open before we watched.
+    pub(super) fn request_was_there(&mut self, ends: Ends) {
+        if self.earlier_requests.len() < MAX_EARLIER_REQUESTS {
+            self.earlier_requests.insert((ends.local, ends.remote, ends.netns));
+        }
+    }
+
+    /// Whether the request with these ends was; it is forgotten by that, for its ports are used again.
+    pub(super) fn forget_request(&mut self, ends: &Ends) -> bool {
+        !self.earlier_requests.is_empty()
+            && self.earlier_requests.remove(&(ends.local, ends.remote, ends.netns))
     }
 }

@@ -243,8 +243,9 @@ impl Tracker {
     fn socket_seen(&mut self, at: At, seen: SocketSeen, out: &mut Vec<HandshakeUpdate>) {
         match seen.state {
             TcpState::SynSent => self.seen_connecting(at, seen, out),
-            // What is half open tells of its earlier life when it ends; a child that the hooks have already
-            // announced needs nothing.
+            // What it tells when it ends need not say that it is old (tracepoint mode).
+            TcpState::NewSynReceived => self.listeners.request_was_there(seen.ends),
+            // A child that the hooks have already announced needs nothing.
             _ if seen.queued && self.table.get(at.socket.address).is_none() => {
                 self.listeners.child_was_there(at.socket.address);
             }

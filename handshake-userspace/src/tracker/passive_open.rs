@@ -134,9 +134,14 @@ impl Tracker {
     pub(super) fn left_syn_received(
         &mut self,
         at: At,
-        act: Box<PassiveOpen>,
+        mut act: Box<PassiveOpen>,
         out: &mut Vec<HandshakeUpdate>,
     ) {
+        // A mode without probes misses the SYN of a handshake that is older than we are, and also each SYN that
+        // was answered by a cookie.
+        if act.syn_not_seen && act.synack_ns.is_none() {
+            act.syn_not_seen = self.listeners.forget_request(&act.ends);
+        }
         let mut entry = match self.take_life(at, out) {
             Some(entry) => match &entry.kind {
                 Kind::Active(open)
@@ -269,7 +274,7 @@ impl Tracker {
     }
 
     /// A child whose queueing was seen is none of those that the snapshot found, though its address may be:
-    /// nothing tells when one of those dies.
+    /// the event of that one's death may have been lost.
     pub(super) fn begin_child(&mut self, at: At, queued_ns: Option<u64>) -> Entry {
         let was_there = self.listeners.forget_child(at.socket.address);
         let child = Child { seen_late: was_there && queued_ns.is_none(), ..Child::default() };

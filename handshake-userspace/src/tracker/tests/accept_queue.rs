@@ -95,7 +95,7 @@ fn child_queued_before_our_time_is_established_and_seen_late() {
 
 #[test]
 fn new_child_at_the_address_of_one_that_was_there_is_not_seen_late() {
-    // The earlier one died unaccepted, which nothing tells.
+    // The earlier one died unaccepted, and that event was lost.
     let server = given_listener().seen_queued_at_start().wait(SEC).syn().syn_ack().wait(MS);
     for server in [server.clone().final_ack(), server.final_ack_without_queueing()] {
         let record = server.accept().expect(Outcome::Established);

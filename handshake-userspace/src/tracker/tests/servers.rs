@@ -81,6 +81,33 @@ fn syn_before_our_time_starts_the_latency_at_the_syn_ack_and_is_seen_late() {
 }
 
 #[test]
+fn syn_that_a_mode_without_probes_missed_is_late_only_if_the_request_was_there_at_our_start() {
+    let missed = |facts: &mut crate::model::observation::PassiveOpen| facts.syn_not_seen = true;
+    let server = given_listener().with(missed).seen_half_open_at_start().wait(MS);
+    let record = server.final_ack_without_queueing().accept().expect(Outcome::Established);
+    assert_eq!(record.flags, vec![Flag::SeenLate]);
+    // It may have been answered by a cookie, which leaves no trace here.
+    let server = given_listener().with(missed).wait(MS);
+    let record = server.final_ack_without_queueing().accept().expect(Outcome::Established);
+    assert_eq!(record.flags, vec![]);
+    assert_eq!((record.latency_ns, record.retransmits.syn_ack), (None, None));
+}
+
+#[test]
+fn request_that_was_there_at_our_start_dies_seen_late() {
+    let late = |facts: &mut crate::model::observation::PassiveOpen| {
+        facts.syn_not_seen = true;
+        facts.timed_out = true;
+    };
+    let server =
+        given_listener().with(late).seen_half_open_at_start().syn_ack().wait(SEC).syn_ack_retransmit();
+    let record = server.wait(SEC).request_dies().expect(Outcome::TimedOut);
+    assert_eq!(record.flags, vec![Flag::SeenLate]);
+    assert_eq!(record.failed_after_ns, Some(2 * SEC));
+    assert_eq!((record.retransmits.syn_ack, record.retransmits.syn_seen), (Some(1), None));
+}
+
+#[test]
 fn syn_that_found_the_kernel_table_full_is_marked() {
     let server = given_listener().with(|facts| facts.syn_table_full = true).syn_ack().wait(MS);
     let record = server.final_ack().accept().expect(Outcome::Established);

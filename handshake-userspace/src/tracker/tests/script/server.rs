@@ -145,17 +145,26 @@ impl Server {
         self
     }
 
-    pub(crate) fn seen_queued_at_start(mut self) -> Self {
+    pub(crate) fn seen_queued_at_start(self) -> Self {
+        self.seen_at_start(TcpState::Established)
+    }
+
+    pub(crate) fn seen_half_open_at_start(self) -> Self {
+        self.seen_at_start(TcpState::NewSynReceived)
+    }
+
+    fn seen_at_start(mut self, state: TcpState) -> Self {
         let seen = SocketSeen {
             ends: self.facts.ends,
             synack_ns: None,
             inode: None,
             accept_queue: None,
             retransmits: 0,
-            state: TcpState::Established,
-            queued: true,
+            state,
+            queued: state == TcpState::Established,
         };
-        let socket = SocketKey { address: self.script.socket.address, generation_ns: None };
+        let address = if state == TcpState::Established { self.script.socket.address } else { 0xe000 };
+        let socket = SocketKey { address, generation_ns: None };
         self.script.observe_at(socket, Act::SocketSeen(seen));
         self
     }
