@@ -110,6 +110,8 @@ offsets! {
     rx_opt_mss_clamp = "tcp_sock"."rx_opt.mss_clamp",
     /// `request_sock.num_retrans`.
     req_num_retrans = "request_sock"."num_retrans",
+    /// `request_sock.rsk_timer`: the SYN-ACK timer, which lies inside the request.
+    req_timer = "request_sock"."rsk_timer",
     /// `request_sock.sk`: the child.
     req_child = "request_sock"."sk",
     /// Byte with `inet_request_sock.acked`: TCP_DEFER_ACCEPT swallowed a bare ACK.

@@ -6,18 +6,20 @@
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use handshake_common::{
     event::{Attach, EventKind, retransmit::SynRetransmitted},
+    offsets::UNAVAILABLE,
     tcp::TcpState,
 };
 
-use super::argument;
+use super::{argument, request_end::TIMER_WORK_NS};
 use crate::{
     emit::{now_ns, submit},
+    globals::offset,
     kernel::{
         read::{Direct, Memory},
         request_sock::RequestSock,
         sock::Sock,
     },
-    maps::{ACTIVE_OPENS, REQUESTS},
+    maps::{ACTIVE_OPENS, IN_SOFTIRQ, REQUESTS, Request},
 };
 
 /// A segment is sent again.
@@ -46,11 +48,35 @@ fn segment_sent_again<M: Memory>(sock: Sock<M>) {
     );
 }
 
+/// The listener of a request closed, and another one of its SO_REUSEPORT group takes it over (5.14,
+/// `tcp_migrate_req`): the SYN-ACK timer makes a copy, sends the SYN-ACK for that, and frees the original. What is
+/// known moves along; the original, no longer in the table, is not told as dropped.
+#[inline(always)]
+fn moved(listener: u64, copy: u64) -> bool {
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return false };
+    let offset = offset!(req_timer);
+    // SAFETY: this CPU's own entry.
+    let (timer, timer_ns) = unsafe { ((*work).timer, (*work).timer_ns) };
+    if offset == UNAVAILABLE || now_ns().wrapping_sub(timer_ns) > TIMER_WORK_NS {
+        return false;
+    }
+    let original = timer.wrapping_sub(u64::from(offset));
+    let Some(entry) = REQUESTS.get_ptr(original) else { return false };
+    // SAFETY: a live entry.
+    let entry = Request { listener, ..unsafe { *entry } };
+    let _ = REQUESTS.remove(original);
+    REQUESTS.insert(copy, entry, 0).is_ok()
+}
+
 /// A SYN-ACK is sent again. No event: a flood would multiply them.
 #[inline(always)]
-fn syn_ack_sent_again<M: Memory>(request: RequestSock<M>) {
+fn syn_ack_sent_again<M: Memory>(listener: u64, request: RequestSock<M>) {
     let entry = match REQUESTS.get_ptr_mut(request.key()) {
         Some(entry) => entry,
+        None if moved(listener, request.key()) => {
+            let Some(entry) = REQUESTS.get_ptr_mut(request.key()) else { return };
+            entry
+        }
         None => {
             let cookie = request.cookie();
             if cookie == 0 {
@@ -77,6 +103,9 @@ pub fn hs_syn_rexmit(context: BtfTracePointContext) -> i32 {
 /// A SYN-ACK is sent again.
 #[btf_tracepoint(function = "tcp_retransmit_synack")]
 pub fn hs_synack_rexmit(context: BtfTracePointContext) -> i32 {
-    syn_ack_sent_again(RequestSock::<Direct>::at(argument!(context, 1)));
+    syn_ack_sent_again(
+        Sock::<Direct>::at(argument!(context, 0)).key(),
+        RequestSock::<Direct>::at(argument!(context, 1)),
+    );
     0
 }

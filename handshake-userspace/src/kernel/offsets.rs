@@ -213,6 +213,7 @@ const RULES: &[Rule] = &[
     bits("rx_opt_snd_wscale", &[("rx_opt.snd_wscale", 0, 4), ("rx_opt.rcv_wscale", 4, 4)], NO_OPTIONS),
     optional("rx_opt_mss_clamp", &[2], NO_OPTIONS),
     optional("req_num_retrans", &[1], NO_SYN_ACK_COUNT),
+    optional("req_timer", &[40], "a request that moves to another listener of its group is told as dropped"),
     optional("req_child", &[8], NO_REQUEST),
     bits("ireq_acked", &[("acked", 4, 1)], "the wait of TCP_DEFER_ACCEPT is not told from the network's"),
     optional("treq_snt_synack", &[8], "phases `synack` and `ack` of passive opens are not shown"),
