@@ -29,6 +29,20 @@ pub(super) enum AttachProblem {
     Cgroup(String),
 }
 
+/// Whether the kernel said EPERM.
+pub(super) fn is_forbidden(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && error.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// The mode as the command line and the records name it.
 pub fn name(attach: Attach) -> &'static str {
     match attach {

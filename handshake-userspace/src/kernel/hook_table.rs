@@ -163,8 +163,11 @@ pub const HOOKS: &[Hook] = &[
         ways: &[
             fentry(&[program("hs_syn_sent_fe", Place::Fentry("tcp_connect"))]),
             kprobe(&[program("hs_syn_sent_kp", Place::Kprobe("tcp_connect"))]),
-            tracepoint(&[SOCK_OPS], ""),
-            tracepoint(&[STATE], "the local port of a handshake that fails; the SYN of a deferred Fast Open"),
+            tracepoint(&[SOCK_OPS], "our ISN of a handshake that nobody answered"),
+            tracepoint(
+                &[STATE],
+                "local port and ISN of a handshake that fails; the SYN of a deferred Fast Open",
+            ),
         ],
         without_it: "client latency begins at connect() instead of the SYN",
         required: false,

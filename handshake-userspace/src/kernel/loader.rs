@@ -19,7 +19,7 @@ use handshake_common::{event::Attach, filter::Filter, offsets::Offsets};
 
 use super::{
     AttachChoice, Attached, HookStatus, LiveTrace, StartError, TraceOptions,
-    attach_problem::{AttachProblem, chain, kind, name, unless_loaded},
+    attach_problem::{AttachProblem, chain, is_forbidden, kind, name, unless_loaded},
     btf::{Btf as KernelBtf, BtfError},
     canary::Canary,
     counters::KernelCounters,
@@ -367,6 +367,12 @@ impl<'a> Attacher<'a> {
 
     fn explain(&self, place: Place, error: &AttachProblem) -> String {
         let mut text = chain(error);
+        if place == Place::SockOps && is_forbidden(error) {
+            text.push_str(
+                "; another sock_ops program has the root cgroup to itself (attached without BPF_F_ALLOW_MULTI): \
+                 `bpftool cgroup show` names it",
+            );
+        }
         if self.locked && matches!(place, Place::Kprobe(_) | Place::Kretprobe(_) | Place::SystemCall(_)) {
             text.push_str(" (lockdown=confidentiality forbids it)");
         }
