@@ -19,7 +19,8 @@ use std::{
 
 const INIT: &str = include_str!("guest_init.sh");
 
-/// What tests need of a kernel that is not built into each: links with delay and loss, and a firewall.
+/// What tests need of a kernel that is not built into each: links with delay and loss, a firewall, and a file
+/// system that makes the kernel connect.
 pub const MODULES: [&str; 18] = [
     "veth",
     "dummy",
@@ -27,8 +28,6 @@ pub const MODULES: [&str; 18] = [
     "sch_prio",
     "cls_u32",
     "nf_tables",
-    "inet_diag",
-    "tcp_diag",
     "nft_counter",
     "nft_ct",
     "nft_limit",
@@ -39,6 +38,8 @@ pub const MODULES: [&str; 18] = [
     "nft_reject_inet",
     "tcp_diag",
     "inet_diag",
+    "9p",
+    "9pnet_fd",
 ];
 
 /// What the guest holds beside the base.
