@@ -33,8 +33,8 @@ fn socket_address(to: SocketAddr) -> libc::sockaddr_in {
 /// A ring; `None` where that is forbidden, which is said.
 fn ring(test: &str) -> Option<IoUring> {
     IoUring::new(4)
-        .map_err(|error| {
-            skip(test, &format!("no io_uring here: {error} (CONFIG_IO_URING, kernel.io_uring_disabled)"))
+        .inspect_err(|error| {
+            skip(test, &format!("no io_uring here: {error} (CONFIG_IO_URING, kernel.io_uring_disabled)"));
         })
         .ok()
 }
