@@ -12,6 +12,7 @@ use crate::{
     kernels::Kernel,
     libtest::Tally,
     results::{Results, Run},
+    table,
     test::{self, Mode},
     vm::{End, Guest, network_programs},
     vm_image::{Contents, MODULES},
@@ -81,7 +82,12 @@ pub fn live(binary: &Path, filter: &str, results: &mut Results) -> Result<()> {
     let arguments =
         [&variable, "HANDSHAKE_ATTACH=tracepoint", &*program, "--test-threads=1", "--show-output", filter];
     match command::as_root("env", &arguments, "tracing") {
-        Ok(mut command) => results.runs.push(test::watch(&mut command, "host", "tracepoint")?),
+        Ok(mut command) => {
+            fs::create_dir_all(output_folder())
+                .with_context(|| format!("cannot create {}", output_folder().display()))?;
+            let kept = output_folder().join(format!("{}.log", table::HOST));
+            results.runs.push(test::watch(&mut command, "host", "tracepoint", Some(&kept))?);
+        }
         Err(error) => {
             println!("{error:#}");
             results.not_run.push(("host tracepoint".to_owned(), format!("{error:#}")));

@@ -8,6 +8,28 @@
 
 use std::collections::BTreeMap;
 
+/// What became of one test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome<'a> {
+    /// It ran and passed.
+    Passed,
+    /// It ran and failed.
+    Failed,
+    /// It could not run here, for this reason.
+    Skipped(&'a str),
+}
+
+impl Outcome<'_> {
+    /// In a sum.
+    pub fn word(self) -> &'static str {
+        match self {
+            Outcome::Passed => "passed",
+            Outcome::Failed => "failed",
+            Outcome::Skipped(_) => "skipped",
+        }
+    }
+}
+
 /// What became of the tests of one or more binaries.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -90,6 +112,17 @@ impl Tally {
             .chain(&self.ignored)
             .map(|(name, reason)| (name.as_str(), reason.as_str()))
             .collect()
+    }
+
+    /// Every test, with what became of it.
+    pub fn outcomes(&self) -> impl Iterator<Item = (&str, Outcome<'_>)> {
+        let ran = self.ok.iter().map(|name| {
+            let skip = self.skip_of(name);
+            (name.as_str(), skip.map_or(Outcome::Passed, |reason| Outcome::Skipped(reason)))
+        });
+        let failed = self.failed.iter().map(|name| (name.as_str(), Outcome::Failed));
+        let ignored = self.ignored.iter().map(|(name, reason)| (name.as_str(), Outcome::Skipped(reason)));
+        ran.chain(failed).chain(ignored)
     }
 
     /// A test may announce itself by its full path or by the name of its function.

@@ -25,6 +25,7 @@ mod results;
 mod run;
 mod setup;
 mod setup_rust;
+mod table;
 mod test;
 mod vm;
 mod vm_image;
@@ -50,6 +51,8 @@ enum Task {
     Run(run::Arguments),
     /// Run every test that this machine can run, in one VM kernel by default
     Test(test::Arguments),
+    /// Write what the last runs of the kernel tests said into docs/TESTING.md
+    Table(table::Arguments),
     /// Run a command in a throw-away VM with one of the kernels
     Vm(vm::Arguments),
     /// Fetch the kernels that the VMs boot
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Task::Vm(arguments) => return vm::main(&arguments),
         Task::Kernels(arguments) => kernels::main(&arguments),
         Task::Demo(arguments) => demo::main(&arguments),
+        Task::Table(arguments) => table::main(&arguments),
         Task::Fuzz(arguments) => fuzz::main(&arguments),
         Task::Lint => lint::main(),
         Task::Ci(arguments) => ci::main(&arguments),

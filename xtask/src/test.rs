@@ -15,7 +15,9 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Write as _},
+    path::Path,
     process::{Command, ExitCode, Stdio},
     str::FromStr,
     time::Instant,
@@ -121,11 +123,12 @@ fn of_the_workspace() -> Result<Run> {
     cargo.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--examples"]);
     // Every integration test but `kernel`, which runs next, mode by mode, and would only skip itself here.
     cargo.args(["--test", "cli", "--test", "replay", "--test", "setup_failures", "--", "--show-output"]);
-    watch(cargo.env_remove("HANDSHAKE_BPF_REQUIRED"), "host", "unit")
+    watch(cargo.env_remove("HANDSHAKE_BPF_REQUIRED"), "host", "unit", None)
 }
 
 /// Runs tests on this machine, and shows their lines as they come.
-pub fn watch(command: &mut Command, kernel: &str, mode: &str) -> Result<Run> {
+/// With `keep`, all lines are kept in that file too, those of passed tests included.
+pub fn watch(command: &mut Command, kernel: &str, mode: &str, keep: Option<&Path>) -> Result<Run> {
     let begun = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -135,15 +138,23 @@ pub fn watch(command: &mut Command, kernel: &str, mode: &str) -> Result<Run> {
     let output = child.stdout.take().context("the tests have no output")?;
     let mut tally = Tally::default();
     let mut stdout = std::io::stdout();
+    let mut log = String::new();
     for line in BufReader::new(output).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
+        if keep.is_some() {
+            log.push_str(&line);
+            log.push('\n');
+        }
         if tally.line(&line) {
             // Nobody reads any more: the tests still go on, for the exit status.
             let _ = writeln!(stdout, "{line}");
         }
     }
     let status = child.wait()?;
+    if let Some(path) = keep {
+        fs::write(path, log).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     tally.finish((!status.success()).then(|| status.to_string()).as_deref());
     Ok(Run { kernel: kernel.to_owned(), mode: mode.to_owned(), tally, took: begun.elapsed() })
 }

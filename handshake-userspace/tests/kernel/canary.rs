@@ -101,7 +101,6 @@ fn the_canary_passes_every_filter_and_shows_in_none() {
             "77",
         ][..],
         &["--role", "server", "--port", "1"],
-        &["--role", "client", "--own"],
     ] {
         let tracer = Tracer::start(filter);
         let records = tracer.stop();

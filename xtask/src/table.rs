@@ -1,0 +1,146 @@
+//! `cargo xtask table`: what the kept outputs of the kernel tests say, as one table of scenario by kernel and mode.
+//!
+//! It stands in docs/TESTING.md between two marks and is replaced there as a whole.
+//!
+//! What one would get wrong: it runs nothing. It reads what the last `cargo xtask test` of each kernel left in
+//! `target/test-output`, and refuses to make a table of runs that lack a kernel or a mode.
+
+use crate::{
+    kernel_test::output_folder,
+    kernels::Selection,
+    libtest::{Outcome, Tally},
+    test::Mode,
+    workspace,
+};
+use anyhow::{Context as _, Result, bail};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+};
+
+const BEGIN: &str = "<!-- `cargo xtask table` writes from here -->\n";
+const END: &str = "<!-- to here -->\n";
+/// The live run on this machine's own kernel.
+pub const HOST: &str = "host-tracepoint";
+
+/// Where to.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Print the table and leave docs/TESTING.md as it is
+    #[arg(long)]
+    print: bool,
+}
+
+/// Runs the command.
+pub fn main(arguments: &Arguments) -> Result<()> {
+    let mut runs = vec![(HOST.to_owned(), read(HOST)?)];
+    for kernel in Selection::all().0 {
+        for mode in [Mode::Fentry, Mode::Kprobe, Mode::Lockdown] {
+            let name = format!("{kernel}-{}", mode.name());
+            runs.push((name.clone(), read(&name)?));
+        }
+    }
+    let table = table(&runs);
+    if arguments.print {
+        print!("{table}");
+        return Ok(());
+    }
+    let path = workspace::root().join("docs/TESTING.md");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let Some((before, after)) =
+        text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)))
+    else {
+        bail!("{} has lost the marks between which the table stands", path.display());
+    };
+    fs::write(&path, format!("{before}{BEGIN}{table}{END}{after}"))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn read(name: &str) -> Result<Tally> {
+    let path = output_folder().join(format!("{name}.log"));
+    let text = fs::read_to_string(&path).with_context(|| {
+        format!("no output of {name}, {}: `cargo xtask test --kernels all` leaves it there", path.display())
+    })?;
+    let mut tally = Tally::default();
+    for line in text.lines() {
+        tally.line(line);
+    }
+    tally.finish(None);
+    Ok(tally)
+}
+
+fn table(runs: &[(String, Tally)]) -> String {
+    let scenarios: BTreeSet<&str> =
+        runs.iter().flat_map(|(_, tally)| tally.outcomes().map(|(name, _)| name)).collect();
+    // In the order of their first use, so that the notes below can be read from the top.
+    let mut reasons: Vec<&str> = Vec::new();
+    let mut text = String::from("\n| scenario |");
+    for (name, _) in runs {
+        let _ = write!(text, " {} |", name.replace('-', " "));
+    }
+    let _ = writeln!(text, "\n|---|{}", "---|".repeat(runs.len()));
+    for scenario in scenarios {
+        let (room, name) = scenario.split_once("::").unwrap_or(("", scenario));
+        let _ = write!(text, "| {room}: {} |", name.replace('_', " "));
+        for (_, tally) in runs {
+            let cell = match tally.outcomes().find(|(name, _)| *name == scenario).map(|(_, outcome)| outcome)
+            {
+                Some(Outcome::Passed) => "pass".to_owned(),
+                Some(Outcome::Failed) => "**FAIL**".to_owned(),
+                Some(Outcome::Skipped(reason)) => {
+                    let place = reasons.iter().position(|known| *known == reason).unwrap_or_else(|| {
+                        reasons.push(reason);
+                        reasons.len() - 1
+                    });
+                    format!("({})", place + 1)
+                }
+                None => "not run".to_owned(),
+            };
+            let _ = write!(text, " {cell} |");
+        }
+        text.push('\n');
+    }
+    text.push_str("\nCannot be seen there, because:\n\n");
+    for (place, reason) in reasons.iter().enumerate() {
+        let _ = writeln!(text, "{}. {reason}", place + 1);
+    }
+    let mut sums: BTreeMap<&str, usize> = BTreeMap::new();
+    for (_, outcome) in runs.iter().flat_map(|(_, tally)| tally.outcomes()) {
+        *sums.entry(outcome.word()).or_default() += 1;
+    }
+    let sums: Vec<String> = sums.iter().map(|(word, count)| format!("{count} {word}")).collect();
+    let _ = writeln!(text, "\nTogether: {}.\n", sums.join(", "));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(name: &str, lines: &[&str]) -> (String, Tally) {
+        let mut tally = Tally::default();
+        for line in lines {
+            tally.line(line);
+        }
+        tally.finish(None);
+        (name.to_owned(), tally)
+    }
+
+    #[test]
+    fn a_skip_is_a_note_with_its_reason_and_a_failure_stands_out() {
+        let runs = [
+            run(
+                "5.10-fentry",
+                &["test a::one_syn ... ok", "test a::two ... FAILED", "test b::c ... SKIP c: no nft", "ok"],
+            ),
+            run("6.1-kprobe", &["test a::one_syn ... ok"]),
+        ];
+        let table = table(&runs);
+        assert!(table.contains("| scenario | 5.10 fentry | 6.1 kprobe |"), "{table}");
+        assert!(table.contains("| a: one syn | pass | pass |"), "{table}");
+        assert!(table.contains("| a: two | **FAIL** | not run |"), "{table}");
+        assert!(table.contains("| b: c | (1) | not run |") && table.contains("\n1. no nft\n"), "{table}");
+        assert!(table.contains("Together: 1 failed, 2 passed, 1 skipped."), "{table}");
+    }
+}
