@@ -13,7 +13,8 @@ use super::{
     netns::{Netns, Pair, SERVER_V4},
     record::{Record, all_of},
     traffic::{
-        ESTABLISHED, SYN_SENT, connect_without_waiting, finish, tcp_socket, wait_for_request, wait_for_state,
+        ESTABLISHED, SYN_SENT, connect_without_waiting, finish, tcp_socket, until, wait_for_request,
+        wait_for_state,
     },
     watch::Watch,
     whole::expect_one_handshake,
@@ -269,6 +270,8 @@ fn three_syns_at_once_at_a_small_backlog_leave_one_client_that_only_believes() {
             .expect_within("latency_ns", 290..=900);
         client
     });
+    // The ACKs are still under way; accept() must not make room for the third.
+    pair.server.on_thread("hs-wait", || until("a child found no room", || overflows() > 0));
     let accepted =
         pair.server.on_thread("hs-server", || [(); 2].map(|()| listener.accept().expect("queued").0));
     let made: Vec<Record> = clients
@@ -307,6 +310,16 @@ fn three_syns_at_once_at_a_small_backlog_leave_one_client_that_only_believes() {
     }
     watch.end();
     drop((listener, deaf, sockets, accepted));
+}
+
+/// How often an accept queue of the thread's namespace had no room.
+fn overflows() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netstat").expect("it can be read");
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let mut both = names.split_whitespace().zip(values.split_whitespace());
+    let value = both.find_map(|(name, value)| (name == "ListenOverflows").then(|| value.parse().ok()));
+    value.flatten().expect("the kernel counts them")
 }
 
 /// The server's record of a client whose connection was accepted.

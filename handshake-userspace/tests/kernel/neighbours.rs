@@ -96,6 +96,10 @@ fn bpf(command: libc::c_long, attributes: &[u32]) -> Result<i32, std::io::Error>
 
 impl SockOps {
     fn attach(flags: u32) -> Result<Self, String> {
+        // Before 5.11 programs and maps count as locked memory of the user, the tracer's too.
+        let unlimited = rustix::process::Rlimit { current: None, maximum: None };
+        rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited)
+            .map_err(|error| error.to_string())?;
         // r0 = 1; exit
         let instructions: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
         let words = |address: usize| [address as u32, (address as u64 >> 32) as u32];
