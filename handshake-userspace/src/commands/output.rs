@@ -52,8 +52,17 @@ pub fn finish(output: &Output, ending: Ending) -> anyhow::Result<ExitCode> {
         } else {
             let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
         }
-    } else if ending.health.lost() != 0 {
-        notice::warn(&format!("{} events or records were lost", ending.health.lost()));
+    } else {
+        if ending.health.lost() != 0 {
+            notice::warn(&format!("{} events or records were lost", ending.health.lost()));
+        }
+        if ending.health.unexplained() != 0 {
+            notice::warn(&format!(
+                "the kernel counted {} opens or failures that were not seen, and nothing that was lost accounts for \
+                 them",
+                ending.health.unexplained()
+            ));
+        }
     }
     if let Some(error) = ending.recording_failed {
         return Err(anyhow::Error::new(error).context("the recording is incomplete"));

@@ -25,6 +25,7 @@ use super::{
     counters::KernelCounters,
     hook_table::{HOOKS, Hook, LACKS_UNDER_LOCKDOWN, Place, Program, STATE_CHANGED, Way},
     host, log_messages,
+    mib::MibReader,
     object::object,
     offsets::{self, ResolvedOffsets},
     snapshot,
@@ -100,6 +101,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         .sing(&filter, || ring.next().map(|record| Bytes::copy_from_slice(&record)))
         .map_err(|problem| StartError::Unsupported(refusal(&problem, &path)))?;
     let sweeper = Sweeper::new(&mut ebpf);
+    let mib = MibReader::new(&options.filter, &hooks);
     let messages = log_messages::MessagePump::start(&mut ebpf);
     let attached = Attached { sweeper, _messages: messages, _programs: ebpf };
     let source = RingBufferSource::new(ring, seen.into_iter().chain(others).collect())
@@ -108,6 +110,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         drop_reasons,
         source,
         counters,
+        mib,
         hooks,
         missing_fields: resolved.missing,
         locked_down: locked,

@@ -14,6 +14,7 @@ mod host;
 mod listener_owner;
 mod loader;
 mod log_messages;
+mod mib;
 mod object;
 pub mod offsets;
 mod snapshot;
@@ -26,7 +27,8 @@ use handshake_common::{event::Attach, filter::Filter};
 
 use self::sweep::Sweeper;
 pub use self::{
-    attach_problem::name, canary::CanaryResult, counters::KernelCounters, loader::start, object::BUILT_WITH,
+    attach_problem::name, canary::CanaryResult, counters::KernelCounters, loader::start, mib::MibReader,
+    object::BUILT_WITH,
 };
 use crate::{model::drop_reasons::DropReasons, source::ring_buffer::RingBufferSource};
 
@@ -65,6 +67,8 @@ pub struct LiveTrace {
     pub source: RingBufferSource,
     /// Loss and work, per CPU.
     pub counters: KernelCounters,
+    /// The kernel's own counters, the second account.
+    pub mib: MibReader,
     /// Every hook, and what became of it.
     pub hooks: Vec<HookStatus>,
     /// The kernel's names for why it drops segments.

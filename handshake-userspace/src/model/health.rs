@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::outcome::Outcome;
+use super::{mib::Reconciliation, outcome::Outcome};
 
 /// What came of the handshakes that we made ourselves at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,8 @@ pub struct Health {
     pub canary: Option<Canary>,
     /// Handshakes that the filters let through, by outcome.
     pub outcomes: BTreeMap<&'static str, u64>,
+    /// How the kernel's own counters compare with what was seen; absent when they were never read.
+    pub reconciliation: Option<Reconciliation>,
 }
 
 impl Health {
@@ -104,6 +106,20 @@ impl Health {
             ("table_full", self.tracker.table_full),
             ("late", self.tracker.late),
         ])
+    }
+
+    /// Events and handshakes that were lost before the tracker could count them.
+    pub fn lost_before_the_tracker(&self) -> u64 {
+        let theirs = self.losses().filter(|(name, _)| !matches!(*name, "sink_dropped" | "late"));
+        theirs.map(|(_, count)| count).fold(self.unknown_kind, u64::saturating_add)
+    }
+
+    /// What the kernel counted and we did not see, as far as nothing that was lost or skipped can account for it:
+    /// each handshake that was not seen at all takes at least one of those.
+    pub fn unexplained(&self) -> u64 {
+        let missing = self.reconciliation.as_ref().map_or(0, Reconciliation::missing);
+        let taken = self.lost_before_the_tracker().saturating_add(self.missed_probes.unwrap_or(0));
+        missing.saturating_sub(taken)
     }
 
     /// Counts one outcome under its name.

@@ -7,6 +7,7 @@
 pub mod drop_reasons;
 pub mod handshake;
 pub mod health;
+pub mod mib;
 pub mod observation;
 pub mod outcome;
 pub mod process;

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use handshake_common::{event::Attach, tcp::TcpState};
 
-use super::{handshake::Options, process::Process};
+use super::{handshake::Options, mib::MibReading, process::Process};
 
 /// What the tracker is given. A recording holds exactly these (events as raw bytes).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum Input {
     },
     /// The three clocks read together.
     Anchor(ClockAnchor),
+    /// The kernel's own counters, after everything that happened before they were read.
+    Mib(Box<MibReading>),
     /// The source ended; nothing more will come.
     End {
         /// Now.

@@ -77,6 +77,7 @@ impl Accounting {
             filtered_unknown,
             canary: self.canary,
             outcomes: self.outcomes.clone(),
+            reconciliation: None,
         }
     }
 

@@ -33,6 +33,11 @@ use crate::{
 /// enough that thousands of CPUs cost nothing.
 const COUNTERS_EVERY_NS: u64 = 1_000_000_000;
 
+/// The kernel's own counters are read once for each `health` record, a second before it: a reading is compared when
+/// everything from before it has been put in order.
+const MIB_EVERY_NS: u64 = 10_000_000_000;
+const MIB_FIRST_NS: u64 = 9_000_000_000;
+
 /// What flows in.
 pub struct Feed<S> {
     /// Events, ticks and anchors.
@@ -91,7 +96,12 @@ pub async fn run<S: EventSource>(
     mut reopen: mpsc::Receiver<()>,
 ) -> io::Result<Ending> {
     let mut fan_out = FanOut::start(sinks, plan.when_full)?;
-    let mut intake = Intake { source: feed.source, recorder: feed.recorder, counters_read_ns: None };
+    let mut intake = Intake {
+        source: feed.source,
+        recorder: feed.recorder,
+        counters_read_ns: None,
+        mib_due: MibDue::AtOnce,
+    };
     let mut stage = Stage::new(plan);
     let mut source_failed = None;
     let mut shutdown = pin!(shutdown);
@@ -126,6 +136,10 @@ pub async fn run<S: EventSource>(
             break;
         }
         intake.process(batch, &mut stage, &mut fan_out).await;
+    }
+    // While the hooks still see what the kernel counts.
+    if let Some(reading) = intake.source.mib() {
+        intake.process(vec![SourceItem::Mib(Box::new(reading))], &mut stage, &mut fan_out).await;
     }
     // From here on the host pays nothing for us, however slow the sinks are; and the ring only gets emptier.
     intake.source.detach();
@@ -163,28 +177,65 @@ struct Intake<S> {
     source: S,
     recorder: Option<Recorder>,
     counters_read_ns: Option<u64>,
+    mib_due: MibDue,
+}
+
+/// When the kernel's own counters are read next.
+enum MibDue {
+    /// Before anything else: from then on both accounts run.
+    AtOnce,
+    /// At the first tick it is known when.
+    AfterFirstTick,
+    /// Then.
+    At(u64),
 }
 
 impl<S: EventSource> Intake<S> {
     async fn process(&mut self, batch: Vec<SourceItem>, stage: &mut Stage, fan_out: &mut FanOut) {
-        let mut records = Vec::new();
+        if matches!(self.mib_due, MibDue::AtOnce) {
+            self.mib_due = MibDue::AfterFirstTick;
+            if let Some(reading) = self.source.mib() {
+                self.hand_on(SourceItem::Mib(Box::new(reading)), stage, fan_out).await;
+            }
+        }
         for item in batch {
             // A recording's counters come as items; a live source's are put in here, so that both kinds of
             // run see them at the same place.
             let counters = self.counters_at(&item);
-            for item in counters.into_iter().chain([item]) {
-                if let Some(recorder) = &mut self.recorder {
-                    recorder.record(&item);
-                }
-                stage.take(item, fan_out.dropped() + self.dropped(), &mut records);
-                for record in records.drain(..) {
-                    fan_out.publish(record).await;
-                }
+            let mib = self.mib_at(&item);
+            for item in counters.into_iter().chain(mib).chain([item]) {
+                self.hand_on(item, stage, fan_out).await;
             }
         }
         if let Some(recorder) = &mut self.recorder {
             recorder.hand_over();
         }
+    }
+
+    async fn hand_on(&mut self, item: SourceItem, stage: &mut Stage, fan_out: &mut FanOut) {
+        let mut records = Vec::new();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.record(&item);
+        }
+        stage.take(item, fan_out.dropped() + self.dropped(), &mut records);
+        for record in records {
+            fan_out.publish(record).await;
+        }
+    }
+
+    /// The kernel's own counters, if at this tick it is time to read them.
+    fn mib_at(&mut self, item: &SourceItem) -> Option<SourceItem> {
+        let SourceItem::Tick { now_ns } = item else { return None };
+        let due_ns = match self.mib_due {
+            MibDue::At(due_ns) => due_ns,
+            MibDue::AtOnce | MibDue::AfterFirstTick => now_ns.saturating_add(MIB_FIRST_NS),
+        };
+        if *now_ns < due_ns {
+            self.mib_due = MibDue::At(due_ns);
+            return None;
+        }
+        self.mib_due = MibDue::At(now_ns.saturating_add(MIB_EVERY_NS));
+        self.source.mib().map(|reading| SourceItem::Mib(Box::new(reading)))
     }
 
     /// The counters, if at this tick it is time to read them.

@@ -13,7 +13,12 @@ use super::{
 };
 use crate::{
     decode::{DecodeError, decode},
-    model::{handshake::HandshakeUpdate, health::Health, observation::Input},
+    model::{
+        handshake::HandshakeUpdate,
+        health::Health,
+        mib::{NotCompared, Reconciliation},
+        observation::Input,
+    },
     sinks::{Record, WallTime, summary::Summary},
     source::SourceItem,
     tracker::{Tracker, TrackerConfig},
@@ -65,6 +70,7 @@ impl Stage {
             // The last reading belongs into the last account, limit or not.
             SourceItem::Counters(reading) => self.accounting.counters(*reading),
             _ if self.done => {}
+            SourceItem::Mib(reading) => self.observe(Input::Mib(reading), out),
             SourceItem::Event(bytes) => match decode(&bytes) {
                 Ok(observation) => self.observe(Input::Observation(Box::new(observation)), out),
                 Err(error @ DecodeError::UnknownKind { .. }) => {
@@ -105,7 +111,14 @@ impl Stage {
     }
 
     pub(super) fn health(&self, sink_dropped: u64) -> Health {
-        self.accounting.health(self.tracker.counts(), self.gate.unknown(), sink_dropped)
+        let mut health = self.accounting.health(self.tracker.counts(), self.gate.unknown(), sink_dropped);
+        health.reconciliation = self.tracker.reconciliation().map(|compared| match self.done {
+            true if compared.not_compared != Some(NotCompared::Filtered) => {
+                Reconciliation::without(NotCompared::StoppedEarly)
+            }
+            _ => compared.clone(),
+        });
+        health
     }
 
     pub(super) fn wall_time(&self) -> WallTime {

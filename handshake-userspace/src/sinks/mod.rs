@@ -7,6 +7,7 @@
 pub mod errno;
 pub mod file;
 pub mod json;
+mod second_account;
 pub mod stdout;
 pub mod summary;
 pub mod text;
@@ -82,4 +83,9 @@ pub enum SinkError {
 /// The health counters that say what was lost, in the order of the flow.
 pub fn loss_by_cause(health: &Health) -> BTreeMap<&'static str, u64> {
     health.losses().filter(|(_, count)| *count != 0).collect()
+}
+
+/// A number and its noun.
+fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use hdrhistogram::Histogram;
 
-use super::{json::words, loss_by_cause, text::duration::human};
+use super::{counted, json::words, loss_by_cause, second_account, text::duration::human};
 use crate::model::{
     handshake::{Accept, Handshake},
     health::Health,
@@ -131,6 +131,7 @@ impl Summary {
                 causes.iter().map(|(cause, count)| format!("{cause} {count}")).collect();
             writeln!(out, "lost {}: {}", health.lost(), causes.join(", "))?;
         }
+        second_account::write(health, out)?;
         match health.missed_probes {
             Some(missed) if missed != 0 => writeln!(
                 out,
@@ -141,10 +142,6 @@ impl Summary {
             _ => Ok(()),
         }
     }
-}
-
-fn counted(count: u64, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 #[derive(Debug, Default)]

@@ -6,7 +6,10 @@
 use std::time::{Duration, Instant};
 
 use super::{CounterReading, EventSource, SourceError, SourceItem, ring_buffer::RingBufferSource};
-use crate::kernel::{KernelCounters, LiveTrace};
+use crate::{
+    kernel::{KernelCounters, LiveTrace},
+    model::mib::MibReading,
+};
 
 /// Entries are swept when they are minutes old; asking more often than this would only cost system calls.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
@@ -79,6 +82,14 @@ impl EventSource for LiveSource {
             }
             Hooks::Detached(left) => Some(CounterReading::new(&left.counters.read(), left.missed_probes)),
             Hooks::Changing => None,
+        }
+    }
+
+    fn mib(&self) -> Option<MibReading> {
+        match &self.hooks {
+            Hooks::Attached(trace) => Some(trace.mib.read()),
+            // What happens from now on is in the kernel's counters and not in ours.
+            Hooks::Detached(_) | Hooks::Changing => None,
         }
     }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use handshake_common::counter::{CpuCounters, SLOTS};
 
-use crate::model::observation::ClockAnchor;
+use crate::model::{mib::MibReading, observation::ClockAnchor};
 
 /// One thing that a source gives, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,9 @@ pub enum SourceItem {
     /// The kernel side's counters as they were read. A live source is asked for them
     /// ([`EventSource::counters`]); a recording has them here, at the place where they were read.
     Counters(Box<CounterReading>),
+    /// The kernel's own counters of every network namespace as they were read; asked for as the others are
+    /// ([`EventSource::mib`]).
+    Mib(Box<MibReading>),
 }
 
 /// The kernel side's counters at one moment.
@@ -60,6 +63,11 @@ pub trait EventSource {
 
     /// The kernel side's counters now; `None` for a source that has them among its items, or not at all.
     fn counters(&self) -> Option<CounterReading> {
+        None
+    }
+
+    /// The kernel's own counters now; `None` for a source that has them among its items, or not at all.
+    fn mib(&self) -> Option<MibReading> {
         None
     }
 

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::model::{
     handshake::HandshakeUpdate,
+    mib::Tally,
     observation::{ConnectFailed, Ends, LeftSynSent, PassiveOpen, SocketSeen, SynSent},
     process::Process,
 };
@@ -37,6 +38,8 @@ pub(super) struct ActiveOpen {
     /// SYNs that this host dropped on their way out, and why.
     pub(super) syns_dropped: u32,
     pub(super) drop_reason: Option<u32>,
+    /// When its SYN left, as the ledger counted it.
+    pub(super) counted_ns: Option<u64>,
     /// connect() went back to its caller while the socket was still in SYN-SENT.
     pub(super) returned_early: bool,
     /// connect() went back to its caller after the end: when, and the errno.
@@ -114,10 +117,12 @@ impl Tracker {
             deferred: act.deferred,
             fast_open: act.fast_open,
             own: act.own,
+            counted_ns: Some(at.time_ns),
             ..ActiveOpen::default()
         };
         // With the table full this act is dropped and counted: the event at the end repeats it.
         if self.has_room() {
+            self.ledger.add(open.ends.netns, Tally::ActiveOpens, at.time_ns, 1);
             let entry = self.begin(at, at.time_ns, Kind::Active(Box::new(open)));
             self.keep(entry, Patience::Silence, out);
         }
@@ -151,6 +156,15 @@ impl Tracker {
         };
         entry.identity.fed_by(at);
         if let Kind::Active(open) = &mut entry.kind {
+            if is_given_up(&act) {
+                self.ledger.add(act.ends.netns, Tally::FailedOpens, at.time_ns, 1);
+            }
+            if open.counted_ns.is_none() && !open.seen_late {
+                open.counted_ns = syn_left_ns(&act);
+                if let Some(time_ns) = open.counted_ns {
+                    self.ledger.add(act.ends.netns, Tally::ActiveOpens, time_ns, 1);
+                }
+            }
             open.complete_by(at.time_ns, act);
         }
         self.settle_active(entry, out);
@@ -264,4 +278,18 @@ impl Tracker {
             _ => open.failed.is_none() || !open.is_over(),
         }
     }
+}
+
+/// When the SYN left, if its own event was lost or its hook was skipped: then connect() was called and answered.
+fn syn_left_ns(end: &LeftSynSent) -> Option<u64> {
+    let answered = end.answered_ns.is_some() || end.new_state != TcpState::Closed;
+    end.syn_sent_ns.or(end.called_ns.filter(|_| answered))
+}
+
+/// Whether the kernel gave the socket up, by tcp_done(), and nobody closed it: that leaves an error on it. The one
+/// that tcp_disconnect() leaves on a socket which it closes itself comes later, unless its event did.
+fn is_given_up(end: &LeftSynSent) -> bool {
+    let by_itself =
+        end.sk_err == Some(verdict::errno::ECONNRESET) && !end.reset_received && end.actor.is_some();
+    end.new_state == TcpState::Closed && end.sk_err.is_some_and(|error| error != 0) && !by_itself
 }

@@ -11,6 +11,7 @@
 mod active_open;
 mod drops;
 mod entry;
+mod ledger;
 mod listeners;
 mod loss;
 mod passive_open;
@@ -32,6 +33,7 @@ use handshake_common::tcp::TcpState;
 pub use self::views::{OpenHandshake, Step};
 use self::{
     entry::{At, AttachMix, Entry, Identity, Kind},
+    ledger::Ledger,
     listeners::Listeners,
     loss::Losses,
     queued::{GivenUp, QueuedChild},
@@ -42,6 +44,7 @@ use self::{
 use crate::model::{
     handshake::{HandshakeUpdate, Key},
     health::TrackerCounts,
+    mib::{Reconciliation, Tally},
     observation::{Act, Input, Observation, SocketSeen},
     outcome::{EvidenceKind, Outcome},
 };
@@ -98,6 +101,7 @@ pub struct Tracker {
     listeners: Listeners,
     losses: Losses,
     given_up: GivenUp,
+    ledger: Ledger,
     counts: TrackerCounts,
     /// Attempts in the table of which no segment was let in so far.
     dropped_attempts: usize,
@@ -136,6 +140,7 @@ impl Tracker {
             listeners: Listeners::default(),
             losses: Losses::default(),
             given_up: GivenUp::default(),
+            ledger: Ledger::default(),
             counts: TrackerCounts::default(),
             dropped_attempts: 0,
             latest_key: 0,
@@ -168,6 +173,7 @@ impl Tracker {
                 self.process_before(self.newest_ns.saturating_sub(self.config.window_ns), out);
             }
             Input::Anchor(_) => {}
+            Input::Mib(reading) => self.ledger.read(*reading),
             Input::End { now_ns } => self.end(now_ns, out),
         }
         debug_assert_eq!(
@@ -180,6 +186,11 @@ impl Tracker {
     /// The accounting.
     pub fn counts(&self) -> TrackerCounts {
         self.counts.clone()
+    }
+
+    /// How the kernel's own counters compare with what was seen; absent when they were never read.
+    pub fn reconciliation(&self) -> Option<&Reconciliation> {
+        self.ledger.reconciliation()
     }
 
     /// Processes in order what happened before `watermark_ns`. An act and a deadline of the same time: the
@@ -196,6 +207,7 @@ impl Tracker {
         }
         self.fire_deadlines(watermark_ns, out);
         self.watermark_ns = watermark_ns;
+        self.ledger.processed_before(watermark_ns);
     }
 
     fn fire_deadlines(&mut self, now_ns: u64, out: &mut Vec<HandshakeUpdate>) {
@@ -212,6 +224,7 @@ impl Tracker {
         while let Some(observation) = self.held.pop() {
             self.process(*observation, out);
         }
+        self.ledger.compare();
         self.clock_ns = self.clock_ns.max(self.newest_ns);
         for entry in self.table.take_all() {
             self.finish(entry, Why::Stopped, out);
@@ -241,6 +254,9 @@ impl Tracker {
     }
 
     fn socket_seen(&mut self, at: At, seen: SocketSeen, out: &mut Vec<HandshakeUpdate>) {
+        if matches!(seen.state, TcpState::SynReceived | TcpState::NewSynReceived) {
+            self.ledger.request_was_there(seen.ends.netns);
+        }
         match seen.state {
             TcpState::SynSent => self.seen_connecting(at, seen, out),
             // What it tells when it ends need not say that it is old (tracepoint mode).
@@ -323,9 +339,15 @@ impl Tracker {
         };
         let (record, still_queued) = match kind {
             Kind::Active(open) => {
+                let (netns, counted_ns) = (open.ends.netns, open.counted_ns);
                 let dropped = (open.syns_dropped != 0)
                     .then(|| self.told_drops(open.syns_dropped, EvidenceKind::DropReason, open.drop_reason));
-                (record::of_active_open(*open, dropped, head), None)
+                let record = record::of_active_open(*open, dropped, head);
+                if let (Some(counted_ns), None) = (counted_ns, record.retransmits.syn) {
+                    // Under TCP_REPAIR, or because tcp_connect() failed, no SYN left after all.
+                    self.ledger.take_back(netns, Tally::ActiveOpens, counted_ns);
+                }
+                (record, None)
             }
             Kind::Dropped(attempt) => {
                 self.dropped_attempts -= 1;

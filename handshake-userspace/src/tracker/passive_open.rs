@@ -14,9 +14,11 @@ use super::{
     entry::{At, Entry, Kind, complete_ends},
     queued::Leaving,
     table::Patience,
+    verdict::errno,
 };
 use crate::model::{
     handshake::HandshakeUpdate,
+    mib::Tally,
     observation::{Accepted, ChildDestroyed, Ends, PassiveOpen},
     outcome::AcceptOutcome,
     process::Process,
@@ -48,6 +50,8 @@ pub(super) struct Child {
     pub(super) seen_late: bool,
     /// Segments of it that were dropped before one was let in.
     pub(super) dropped: Option<Box<DroppedAttempt>>,
+    /// The ledger has counted it.
+    pub(super) counted: bool,
     /// Who listened when it was queued.
     pub(super) listener_process: Option<Arc<Process>>,
 }
@@ -124,6 +128,7 @@ impl Tracker {
         if let Kind::Child(child) = &mut entry.kind {
             child.listener_process = self.listeners.owner(act.listener).or(child.listener_process.take());
             child.queued_ns = child.queued_ns.or(Some(queued_ns));
+            self.ledger.count_child(child, act.ends.netns, queued_ns);
             if child.established_ns.is_none() && !child.closed {
                 child.complete_by(act);
             }
@@ -169,6 +174,13 @@ impl Tracker {
         entry.identity.fed_by(at);
         if let Kind::Child(child) = &mut entry.kind {
             child.listener_process = self.listeners.owner(act.listener).or(child.listener_process.take());
+            self.ledger.count_child(child, act.ends.netns, act.queued_ns.unwrap_or(at.time_ns));
+            let weight = match act.sk_err {
+                // The RST ends the request, which Fast Open keeps beside its child, and then the child.
+                Some(errno::ECONNRESET) => 2 * given_up(&act),
+                _ => given_up(&act),
+            };
+            self.ledger.add(act.ends.netns, Tally::FailedOpens, at.time_ns, weight);
             match act.new_state {
                 Some(TcpState::Established) => child.established_ns = Some(at.time_ns),
                 _ => {
@@ -185,6 +197,9 @@ impl Tracker {
     /// needs nothing more.
     pub(super) fn request_died(&mut self, at: At, act: Box<PassiveOpen>, out: &mut Vec<HandshakeUpdate>) {
         let mut entry = self.begin_or_continue(at, at.time_ns, &act);
+        if act.reset_received && !act.timed_out {
+            self.ledger.add(act.ends.netns, Tally::EmbryonicResets, at.time_ns, 1);
+        }
         if let Kind::Child(child) = &mut entry.kind {
             child.closed = true;
             child.closed_ns = Some(at.time_ns);
@@ -229,6 +244,9 @@ impl Tracker {
         if let Kind::Child(child) = &mut entry.kind {
             child.ends = complete_ends(child.ends, act.ends);
             child.queued_ns = act.queued_ns.or(child.queued_ns);
+            if let Some(queued_ns) = act.queued_ns {
+                self.ledger.count_child(child, child.ends.netns, queued_ns);
+            }
             child.reset_in_queue |= act.reset_ns.is_some();
             child.early |= act.before_established;
             if child.taken.is_none() {
@@ -267,6 +285,9 @@ impl Tracker {
         if let Kind::Child(child) = &mut entry.kind {
             child.ends = complete_ends(child.ends, act.ends);
             child.queued_ns = child.queued_ns.or(act.queued_ns);
+            if let Some(queued_ns) = act.queued_ns {
+                self.ledger.count_child(child, child.ends.netns, queued_ns);
+            }
             child.reset_in_queue |= act.reset_ns.is_some();
             child.destroyed = true;
         }
@@ -300,4 +321,10 @@ impl Tracker {
             self.keep(entry, Patience::Silence, out);
         }
     }
+}
+
+/// 1 if the kernel gave up a socket in SYN-RECEIVED, by tcp_done(): that leaves an error on it.
+pub(super) fn given_up(left: &PassiveOpen) -> u64 {
+    let with_an_error = left.sk_err.is_some_and(|error| error != 0);
+    u64::from(left.new_state == Some(TcpState::Closed) && with_an_error)
 }

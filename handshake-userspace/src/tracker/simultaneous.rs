@@ -7,8 +7,9 @@
 use super::{
     Tracker,
     entry::{At, Entry, Kind, complete_ends},
+    passive_open::given_up,
 };
-use crate::model::{handshake::HandshakeUpdate, observation::PassiveOpen};
+use crate::model::{handshake::HandshakeUpdate, mib::Tally, observation::PassiveOpen};
 
 impl Tracker {
     /// A socket that is in our table as an active open left SYN-RECEIVED.
@@ -23,6 +24,9 @@ impl Tracker {
         if let Kind::Active(open) = &mut entry.kind {
             open.ends = complete_ends(act.ends, open.ends);
             open.own |= act.own;
+            if open.crossed.is_none() {
+                self.ledger.add(act.ends.netns, Tally::FailedOpens, at.time_ns, given_up(&act));
+            }
             if open.crossed.is_none() {
                 open.crossed = Some((at.time_ns, act));
             }

@@ -43,7 +43,10 @@
 //!  "in_flight":0,"incomplete":0,"queued":0,"lost":0,"unmatched":0,"table_full":0,"late":0,
 //!  "outcomes":{"established":2,"refused":1},"kernel":{"filtered":0,"ring_full":0,"submitted":9},
 //!  "ring_full_by_cpu":{},"missed_probes":0,"undecodable":0,"unknown_kind":0,"sink_dropped":0,
-//!  "filtered_unknown":0,"canary":"passed"}
+//!  "filtered_unknown":0,"canary":"passed","kernel_counters":{"agree":false,"namespaces":2,"namespaces_left_out":0,
+//!  "active_opens":{"kernel":3,"seen":2,"missing":1},"passive_opens":{"kernel":1,"seen":1},
+//!  "failed_opens":{"kernel":1,"seen":1},"unexplained":1,
+//!  "differences":[{"netns":4026531840,"of":"active_opens","kernel":2,"seen":1,"missing":1}]}}
 //! ```
 //!
 //! Loss, at the first one and then at each doubling:
@@ -53,6 +56,7 @@
 //!  "causes":{"ring_full":3}}
 //! ```
 
+mod second_account;
 mod wire;
 pub mod words;
 

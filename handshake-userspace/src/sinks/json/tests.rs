@@ -10,6 +10,7 @@ use crate::{
     model::{
         handshake::{Accept, FastOpen, Handshake, Isn, Key, Options, Phases, Retransmits, Windows},
         health::{Canary, Health, TrackerCounts},
+        mib::{Compared, Difference, Reconciliation, Tally},
         outcome::{AcceptOutcome, Evidence, EvidenceKind, Flag, Outcome, Role},
         process::{Process, SafeText},
     },
@@ -115,6 +116,14 @@ fn an_accept_is_as_the_manual_says() {
     assert_eq!(line(&Record::Accept(Box::new(accept()), Some(TIME + 2_000_000_000))), examples()[1]);
 }
 
+fn row(count: u64) -> Option<Compared> {
+    Some(Compared { kernel: count, seen: count, ..Compared::default() })
+}
+
+fn one_missing(kernel: u64) -> Option<Compared> {
+    Some(Compared { kernel, seen: kernel - 1, missing: 1, surplus: 0 })
+}
+
 #[test]
 fn health_is_as_the_manual_says() {
     let health = Health {
@@ -123,6 +132,15 @@ fn health_is_as_the_manual_says() {
         missed_probes: Some(0),
         outcomes: [("established", 2), ("refused", 1)].into(),
         canary: Some(Canary::Passed),
+        reconciliation: Some(Reconciliation {
+            namespaces: 2,
+            tallies: [one_missing(3), row(1), row(1), None],
+            differences: one_missing(2)
+                .map(|compared| Difference { netns: 4_026_531_840, tally: Tally::ActiveOpens, compared })
+                .into_iter()
+                .collect(),
+            ..Reconciliation::default()
+        }),
         ..Health::default()
     };
     assert_eq!(line(&Record::Health(Box::new(health), Some(1_795_233_910_000_000_000))), examples()[2]);

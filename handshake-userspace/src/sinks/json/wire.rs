@@ -13,7 +13,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use super::words;
+use super::{second_account::SecondAccount, words};
 use crate::{
     model::{handshake as model, health, outcome::EvidenceKind, process},
     sinks::{self, WallTime, errno},
@@ -214,6 +214,8 @@ pub(super) struct Health<'a> {
     filtered_unknown: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     canary: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel_counters: Option<SecondAccount<'a>>,
 }
 
 impl<'a> Health<'a> {
@@ -242,6 +244,7 @@ impl<'a> Health<'a> {
             sink_dropped: health.sink_dropped,
             filtered_unknown: health.filtered_unknown,
             canary: health.canary.map(health::Canary::word),
+            kernel_counters: SecondAccount::of(health),
         }
     }
 }

@@ -7,6 +7,7 @@ use handshake_common::event::Attach;
 
 use crate::model::{
     handshake::FastOpen,
+    mib::{NotCompared, Tally},
     outcome::{AcceptOutcome, EvidenceKind, Flag, Outcome, Role},
 };
 
@@ -111,5 +112,24 @@ pub const fn attach(attach: Option<Attach>) -> Option<&'static str> {
         Some(Attach::Fentry) => Some("fentry"),
         Some(Attach::Kprobe) => Some("kprobe"),
         Some(Attach::Tracepoint) => Some("tracepoint"),
+    }
+}
+
+/// A number of the second account.
+pub const fn tally(tally: Tally) -> &'static str {
+    match tally {
+        Tally::ActiveOpens => "active_opens",
+        Tally::PassiveOpens => "passive_opens",
+        Tally::FailedOpens => "failed_opens",
+        Tally::EmbryonicResets => "embryonic_resets",
+    }
+}
+
+/// Why the kernel's own counters were not compared.
+pub const fn not_compared(reason: NotCompared) -> &'static str {
+    match reason {
+        NotCompared::Filtered => "filtered",
+        NotCompared::StoppedEarly => "stopped_early",
+        NotCompared::NotYet => "not_yet",
     }
 }

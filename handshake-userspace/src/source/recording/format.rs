@@ -16,11 +16,15 @@
 //! 5 counters  cpus u32, slots u32, missed probes known u64 (0 or 1), missed probes u64, cpus * slots u64
 //! 6 gap       u64: how many frames the recorder could not keep up with here
 //! 7 end       the recorder ended in good order
+//! 8 mib       refused u32 (0 no, 1 filtered), requests are seen u32 (0 or 1), unread namespaces u32, counters u32;
+//!             for each namespace: inode u32, reserved u32 (0), from u64, to u64 (CLOCK_MONOTONIC), known u64
+//!             (bit n: counter n is), counters u64 each, in the order of MibCounter
 //! 0x10-0x1f   reserved for answers of enrichment (process, container)
 //! ```
 
 use bytes::{BufMut, BytesMut};
 
+use super::mib;
 use crate::{
     model::health::Canary,
     source::{CounterReading, SourceItem},
@@ -51,6 +55,8 @@ pub const ANCHOR: u16 = 4;
 pub const COUNTERS: u16 = 5;
 /// Kind of a gap.
 pub const GAP: u16 = 6;
+/// Kind of a reading of the kernel's own counters.
+pub const MIB: u16 = 8;
 /// Kind of the last frame.
 pub const END: u16 = 7;
 
@@ -163,6 +169,7 @@ pub fn put_item(item: &SourceItem, out: &mut BytesMut) {
             put_frame(ANCHOR, &payload, out);
         }
         SourceItem::Counters(reading) => put_frame(COUNTERS, &counters_payload(reading), out),
+        SourceItem::Mib(reading) => put_frame(MIB, &mib::payload(reading), out),
     }
 }
 

@@ -5,6 +5,7 @@
 //! imitate the recorded pace. Time is in the ticks of the recording, and a replay runs as fast as it can.
 
 pub mod format;
+mod mib;
 pub mod reader;
 pub mod writer;
 
@@ -15,6 +16,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
+pub use self::mib::MAX_NAMESPACES;
 use self::{
     format::RecordingHeader,
     reader::{Ending, RecordingReader},

@@ -9,9 +9,12 @@ use std::io::{self, BufReader, Read};
 use bytes::{Buf, BytesMut};
 use handshake_common::counter::SLOTS;
 
-use super::format::{
-    ANCHOR, COUNTERS, END, EVENT, FORMAT_VERSION, FRAME_HEADER_BYTES, GAP, HEADER, MAGIC, MAX_FRAME_BYTES,
-    RecordingHeader, TICK,
+use super::{
+    format::{
+        ANCHOR, COUNTERS, END, EVENT, FORMAT_VERSION, FRAME_HEADER_BYTES, GAP, HEADER, MAGIC,
+        MAX_FRAME_BYTES, MIB, RecordingHeader, TICK,
+    },
+    mib,
 };
 use crate::{
     model::observation::ClockAnchor,
@@ -99,6 +102,10 @@ impl<R: Read> RecordingReader<R> {
                     })
                 }
                 COUNTERS => SourceItem::Counters(Box::new(counters(at, &payload)?)),
+                MIB => match mib::reading(&payload) {
+                    Some(reading) => SourceItem::Mib(Box::new(reading)),
+                    None => return Err(damage(at, "a reading of the kernel's counters that is none")),
+                },
                 GAP => {
                     let missing = fixed::<8>(at, &payload, "gap")?.as_slice().get_u64_le();
                     self.ending.missing_frames = self.ending.missing_frames.saturating_add(missing);
@@ -197,7 +204,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::source::recording::format::{put_frame, put_item, put_preamble};
+    use crate::{
+        model::mib::{MIB_COUNTERS, MibReading, NamespaceMib, NotCompared},
+        source::recording::format::{put_frame, put_item, put_preamble},
+    };
 
     fn header() -> RecordingHeader {
         RecordingHeader {
@@ -249,7 +259,22 @@ mod tests {
                     missed_probes
                 }))
             ),
+            any_mib().prop_map(|reading| SourceItem::Mib(Box::new(reading))),
         ]
+    }
+
+    fn any_mib() -> impl Strategy<Value = MibReading> {
+        let namespace = (any::<(u64, u64)>(), any::<[Option<u64>; MIB_COUNTERS]>())
+            .prop_map(|((from_ns, to_ns), values)| NamespaceMib { from_ns, to_ns, values });
+        let namespaces = proptest::collection::btree_map(any::<u32>(), namespace, 0..4);
+        (any::<bool>(), any::<bool>(), any::<u32>(), namespaces).prop_map(
+            |(refused, requests_are_seen, unread, namespaces)| MibReading {
+                refused: refused.then_some(NotCompared::Filtered),
+                requests_are_seen,
+                unread,
+                namespaces,
+            },
+        )
     }
 
     proptest! {
