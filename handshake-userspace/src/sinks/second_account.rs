@@ -31,14 +31,17 @@ pub(super) fn write(health: &Health, out: &mut String) -> fmt::Result {
             return left_out(compared, out);
         }
         (None, Some(false)) => {
-            let rows = compared.compared().map(|(tally, row)| {
-                format!("{}, {} seen{}", tallied(row.kernel, tally), row.seen, by_how_much(row))
-            });
-            let rows: Vec<String> = rows.collect();
-            write!(out, "kernel counters disagree: the kernel counted {}", rows.join("; "))?;
+            let (same, differ): (Vec<_>, Vec<_>) =
+                compared.compared().partition(|(_, row)| row.missing == 0 && row.surplus == 0);
+            let rows: Vec<String> = differ.into_iter().map(|(tally, row)| both(tally, row)).collect();
+            write!(out, "kernel counters disagree: the kernel counted {}", rows.join(", and "))?;
             left_out(compared, out)?;
             account_for(health, compared, out)?;
             where_they_differ(&compared.differences, out)?;
+            let same: Vec<String> = same.into_iter().map(|(tally, row)| tallied(row.kernel, tally)).collect();
+            if !same.is_empty() {
+                writeln!(out, "  they agree on {}", same.join(", "))?;
+            }
         }
     }
     Ok(())
@@ -73,6 +76,12 @@ fn left_out(compared: &Reconciliation, out: &mut String) -> fmt::Result {
     writeln!(out)
 }
 
+/// `1204 active opens, 1198 were seen (6 missing)`
+fn both(tally: Tally, row: Compared) -> String {
+    let verb = if row.seen == 1 { "was" } else { "were" };
+    format!("{}, {} {verb} seen{}", tallied(row.kernel, tally), row.seen, by_how_much(row))
+}
+
 fn by_how_much(row: Compared) -> String {
     match (row.missing, row.surplus) {
         (0, 0) => String::new(),
@@ -90,19 +99,19 @@ fn account_for(health: &Health, compared: &Reconciliation, out: &mut String) -> 
     }
     let mut causes = Vec::new();
     if lost != 0 {
-        causes.push(format!("{} lost", counted(lost, "event")));
+        causes.push(counted(lost, "lost event"));
     }
     if skipped != 0 {
-        causes.push(format!("{} skipped by the kernel", counted(skipped, "hit")));
+        causes.push(format!("{} that the kernel skipped", counted(skipped, "hit")));
     }
     if causes.is_empty() {
         return writeln!(out, "  nothing that was lost accounts for it; please report this with a recording");
     }
     match health.unexplained() {
-        0 => writeln!(out, "  may be accounted for by {}", causes.join(" and ")),
+        0 => writeln!(out, "  {} may account for it", causes.join(" and ")),
         unexplained => writeln!(
             out,
-            "  {} can account for no more than {} of them: {unexplained} unexplained",
+            "  {} can account for no more than {} of the missing: {unexplained} unexplained",
             causes.join(" and "),
             missing - unexplained
         ),
@@ -110,16 +119,13 @@ fn account_for(health: &Health, compared: &Reconciliation, out: &mut String) -> 
 }
 
 fn where_they_differ(differences: &[Difference], out: &mut String) -> fmt::Result {
+    let Some(first) = differences.first() else { return Ok(()) };
+    if differences.iter().all(|difference| difference.netns == first.netns) {
+        return writeln!(out, "  all of it in network namespace {}", first.netns);
+    }
     for difference in differences.iter().take(NAMED) {
-        let (row, tally) = (difference.compared, difference.tally);
-        writeln!(
-            out,
-            "  network namespace {}: {}, {} seen{}",
-            difference.netns,
-            tallied(row.kernel, tally),
-            row.seen,
-            by_how_much(row)
-        )?;
+        let row = both(difference.tally, difference.compared);
+        writeln!(out, "  in network namespace {}: {row}", difference.netns)?;
     }
     if differences.len() > NAMED {
         writeln!(out, "  and more of them: see the `health` record (--json)")?;
@@ -168,22 +174,23 @@ mod tests {
     fn disagreement_says_by_how_much_and_where() {
         let compared = Reconciliation {
             namespaces: 1,
-            tallies: [row(1204, 1198), row(611, 612), None, None],
-            differences: vec![Difference {
-                netns: 9,
-                tally: Tally::ActiveOpens,
-                compared: row(1204, 1198).unwrap(),
-            }],
+            tallies: [row(1204, 1198), row(611, 612), row(3, 3), None],
+            differences: vec![
+                Difference { netns: 9, tally: Tally::ActiveOpens, compared: row(7, 1).unwrap() },
+                Difference { netns: 8, tally: Tally::PassiveOpens, compared: row(0, 1).unwrap() },
+            ],
             ..Reconciliation::default()
         };
         assert_eq!(
             said(compared.clone(), 4),
-            "kernel counters disagree: the kernel counted 1204 active opens, 1198 seen (6 missing); 611 passive \
-             opens, 612 seen (1 too many); in 1 network namespace\n  \
-             4 events lost can account for no more than 4 of them: 2 unexplained\n  \
-             network namespace 9: 1204 active opens, 1198 seen (6 missing)\n"
+            "kernel counters disagree: the kernel counted 1204 active opens, 1198 were seen (6 missing), and 611 \
+             passive opens, 612 were seen (1 too many); in 1 network namespace\n  \
+             4 lost events can account for no more than 4 of the missing: 2 unexplained\n  \
+             in network namespace 9: 7 active opens, 1 was seen (6 missing)\n  \
+             in network namespace 8: 0 passive opens, 1 was seen (1 too many)\n  \
+             they agree on 3 failed opens\n"
         );
-        assert!(said(compared.clone(), 6).contains("\n  may be accounted for by 6 events lost\n"));
+        assert!(said(compared.clone(), 6).contains("\n  6 lost events may account for it\n"));
         assert!(said(compared, 0).contains("nothing that was lost accounts for it"));
     }
 

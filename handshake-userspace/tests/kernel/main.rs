@@ -26,6 +26,7 @@ mod peer;
 mod program;
 mod record;
 mod refused_options;
+mod second_account;
 mod second_source;
 mod seen_late;
 mod throughput;

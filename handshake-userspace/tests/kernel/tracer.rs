@@ -177,6 +177,11 @@ pub fn expect_nothing_lost(health: &Record) {
     assert_eq!(health.text("kind"), Some("health"), "{health}");
     assert_eq!(health.number("lost"), Some(0), "{health}");
     assert_eq!(health.number("kernel.read_failed"), Some(0), "the kernel's counters were read: {health}");
+    // A handshake may be missing altogether where the kernel skipped a hook; anything else is a fault of ours.
+    assert!(matches!(health.number("kernel_counters.unexplained"), None | Some(0)), "{health}");
+    for number in ["active_opens", "passive_opens", "failed_opens", "embryonic_resets"] {
+        health.expect_absent(&format!("kernel_counters.{number}.surplus"));
+    }
 }
 
 fn listen(

@@ -11,5 +11,6 @@ mod limits;
 mod order_and_loss;
 mod properties;
 mod script;
+mod second_account;
 mod servers;
 mod simultaneous;
