@@ -102,6 +102,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         .map_err(|problem| StartError::Unsupported(refusal(&problem, &path)))?;
     let sweeper = Sweeper::new(&mut ebpf);
     let mib = MibReader::new(&options.filter, &hooks);
+    let mib_at_start = Some(mib.read());
     let messages = log_messages::MessagePump::start(&mut ebpf);
     let attached = Attached { sweeper, _messages: messages, _programs: ebpf };
     let source = RingBufferSource::new(ring, seen.into_iter().chain(others).collect())
@@ -111,6 +112,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         source,
         counters,
         mib,
+        mib_at_start,
         hooks,
         missing_fields: resolved.missing,
         locked_down: locked,

@@ -172,7 +172,9 @@ fn counters_in(folder: &Path) -> io::Result<NamespaceMib> {
         values[MibCounter::EmbryonicRsts as usize] = None;
         values[MibCounter::AttemptFails as usize] = None;
     }
-    Ok(NamespaceMib { from_ns, to_ns: monotonic_ns(), values })
+    let to_ns = monotonic_ns();
+    values[MibCounter::Identity as usize] = text::routing_socket(&text_of(&folder.join("netlink"))?);
+    Ok(NamespaceMib { from_ns, to_ns, values })
 }
 
 const OF_SNMP: [(MibCounter, &str); 5] = [
@@ -215,6 +217,7 @@ mod tests {
         let ours = ours.expect("this process lives in a namespace");
         assert!(ours.to_ns >= ours.from_ns, "{ours:?}");
         assert!(ours.values[MibCounter::ActiveOpens as usize].is_some(), "{ours:?}");
+        assert!(ours.values[MibCounter::Identity as usize].is_some(), "{ours:?}");
         assert!(!reading.requests_are_seen);
     }
 }

@@ -30,7 +30,10 @@ pub use self::{
     attach_problem::name, canary::CanaryResult, counters::KernelCounters, loader::start, mib::MibReader,
     object::BUILT_WITH,
 };
-use crate::{model::drop_reasons::DropReasons, source::ring_buffer::RingBufferSource};
+use crate::{
+    model::{drop_reasons::DropReasons, mib::MibReading},
+    source::ring_buffer::RingBufferSource,
+};
 
 /// `--attach`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +72,8 @@ pub struct LiveTrace {
     pub counters: KernelCounters,
     /// The kernel's own counters, the second account.
     pub mib: MibReader,
+    /// As they were when everything was attached, and before anybody was told so.
+    pub mib_at_start: Option<MibReading>,
     /// Every hook, and what became of it.
     pub hooks: Vec<HookStatus>,
     /// The kernel's names for why it drops segments.

@@ -21,10 +21,13 @@ pub enum MibCounter {
     InSegs = 4,
     /// Segments sent; as [`MibCounter::InSegs`].
     OutSegs = 5,
+    /// Inode of the namespace's own routing socket: the kernel gives a dead namespace's number to the next one, but
+    /// this one it does not.
+    Identity = 6,
 }
 
 /// How many of them there are.
-pub const MIB_COUNTERS: usize = 6;
+pub const MIB_COUNTERS: usize = 7;
 
 impl MibCounter {
     /// All, in the order of their numbers.
@@ -35,6 +38,7 @@ impl MibCounter {
         MibCounter::EmbryonicRsts,
         MibCounter::InSegs,
         MibCounter::OutSegs,
+        MibCounter::Identity,
     ];
 }
 
@@ -144,7 +148,7 @@ pub struct Reconciliation {
     pub not_compared: Option<NotCompared>,
     /// Namespaces that were compared.
     pub namespaces: u64,
-    /// Namespaces that were not: they ended meanwhile, or could not be read.
+    /// Namespaces that were not: they began or ended meanwhile, or could not be read.
     pub left_out: u64,
     /// By [`Tally`]; absent where the kernel or our hooks don't say.
     pub tallies: [Option<Compared>; TALLIES],

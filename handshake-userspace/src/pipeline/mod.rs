@@ -96,13 +96,11 @@ pub async fn run<S: EventSource>(
     mut reopen: mpsc::Receiver<()>,
 ) -> io::Result<Ending> {
     let mut fan_out = FanOut::start(sinks, plan.when_full)?;
-    let mut intake = Intake {
-        source: feed.source,
-        recorder: feed.recorder,
-        counters_read_ns: None,
-        mib_due: MibDue::AtOnce,
-    };
+    let mut intake =
+        Intake { source: feed.source, recorder: feed.recorder, counters_read_ns: None, mib_due_ns: None };
     let mut stage = Stage::new(plan);
+    // Both accounts begin here, before anything that may end the run.
+    intake.hand_on_mib(&mut stage, &mut fan_out).await;
     let mut source_failed = None;
     let mut shutdown = pin!(shutdown);
     loop {
@@ -138,9 +136,7 @@ pub async fn run<S: EventSource>(
         intake.process(batch, &mut stage, &mut fan_out).await;
     }
     // While the hooks still see what the kernel counts.
-    if let Some(reading) = intake.source.mib() {
-        intake.process(vec![SourceItem::Mib(Box::new(reading))], &mut stage, &mut fan_out).await;
-    }
+    intake.hand_on_mib(&mut stage, &mut fan_out).await;
     // From here on the host pays nothing for us, however slow the sinks are; and the ring only gets emptier.
     intake.source.detach();
     loop {
@@ -177,27 +173,12 @@ struct Intake<S> {
     source: S,
     recorder: Option<Recorder>,
     counters_read_ns: Option<u64>,
-    mib_due: MibDue,
-}
-
-/// When the kernel's own counters are read next.
-enum MibDue {
-    /// Before anything else: from then on both accounts run.
-    AtOnce,
-    /// At the first tick it is known when.
-    AfterFirstTick,
-    /// Then.
-    At(u64),
+    /// When the kernel's own counters are read next; known from the first tick on.
+    mib_due_ns: Option<u64>,
 }
 
 impl<S: EventSource> Intake<S> {
     async fn process(&mut self, batch: Vec<SourceItem>, stage: &mut Stage, fan_out: &mut FanOut) {
-        if matches!(self.mib_due, MibDue::AtOnce) {
-            self.mib_due = MibDue::AfterFirstTick;
-            if let Some(reading) = self.source.mib() {
-                self.hand_on(SourceItem::Mib(Box::new(reading)), stage, fan_out).await;
-            }
-        }
         for item in batch {
             // A recording's counters come as items; a live source's are put in here, so that both kinds of
             // run see them at the same place.
@@ -223,18 +204,19 @@ impl<S: EventSource> Intake<S> {
         }
     }
 
+    async fn hand_on_mib(&mut self, stage: &mut Stage, fan_out: &mut FanOut) {
+        if let Some(reading) = self.source.mib() {
+            self.hand_on(SourceItem::Mib(Box::new(reading)), stage, fan_out).await;
+        }
+    }
+
     /// The kernel's own counters, if at this tick it is time to read them.
     fn mib_at(&mut self, item: &SourceItem) -> Option<SourceItem> {
         let SourceItem::Tick { now_ns } = item else { return None };
-        let due_ns = match self.mib_due {
-            MibDue::At(due_ns) => due_ns,
-            MibDue::AtOnce | MibDue::AfterFirstTick => now_ns.saturating_add(MIB_FIRST_NS),
-        };
-        if *now_ns < due_ns {
-            self.mib_due = MibDue::At(due_ns);
+        if *now_ns < *self.mib_due_ns.get_or_insert(now_ns.saturating_add(MIB_FIRST_NS)) {
             return None;
         }
-        self.mib_due = MibDue::At(now_ns.saturating_add(MIB_EVERY_NS));
+        self.mib_due_ns = Some(now_ns.saturating_add(MIB_EVERY_NS));
         self.source.mib().map(|reading| SourceItem::Mib(Box::new(reading)))
     }
 

@@ -69,7 +69,7 @@ fn left_out(compared: &Reconciliation, out: &mut String) -> fmt::Result {
     if compared.left_out != 0 {
         write!(
             out,
-            "; {} ended meanwhile or could not be read",
+            "; {} began or ended meanwhile, or could not be read",
             counted(compared.left_out, "network namespace")
         )?;
     }
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(
             said(compared, 0),
             "kernel counters agree: 1204 active opens, 1 passive open, 0 failed opens; in 4 network namespaces; \
-             1 network namespace ended meanwhile or could not be read\n"
+             1 network namespace began or ended meanwhile, or could not be read\n"
         );
     }
 

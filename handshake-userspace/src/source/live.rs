@@ -85,9 +85,9 @@ impl EventSource for LiveSource {
         }
     }
 
-    fn mib(&self) -> Option<MibReading> {
-        match &self.hooks {
-            Hooks::Attached(trace) => Some(trace.mib.read()),
+    fn mib(&mut self) -> Option<MibReading> {
+        match &mut self.hooks {
+            Hooks::Attached(trace) => Some(trace.mib_at_start.take().unwrap_or_else(|| trace.mib.read())),
             // What happens from now on is in the kernel's counters and not in ours.
             Hooks::Detached(_) | Hooks::Changing => None,
         }

@@ -66,8 +66,9 @@ pub trait EventSource {
         None
     }
 
-    /// The kernel's own counters now; `None` for a source that has them among its items, or not at all.
-    fn mib(&self) -> Option<MibReading> {
+    /// The kernel's own counters: at first as they were when this source began, then as they are now; `None` for a
+    /// source that has them among its items, or not at all.
+    fn mib(&mut self) -> Option<MibReading> {
         None
     }
 

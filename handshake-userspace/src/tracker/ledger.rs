@@ -2,19 +2,25 @@
 //!
 //! An opening is counted when the tracker first knows of it, so that a handshake still open is in both accounts.
 //! What a newcomer would get wrong: a reading is no moment. The kernel counts an open a little after (or, for a
-//! child, before) our hook saw it, so one that falls within [`NEAR_NS`] of a reading may be on either side of
+//! child, before) our hook saw it, so one that falls near a reading may be on either side of
 //! it: such opens are a play of the comparison, and everything else must be equal.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use super::passive_open::Child;
 use crate::model::mib::{
-    Compared, Difference, MibReading, MibValues, NamespaceMib, NotCompared, Reconciliation, TALLIES, Tally,
+    Compared, Difference, MibCounter, MibReading, MibValues, NamespaceMib, NotCompared, Reconciliation,
+    TALLIES, Tally,
 };
 
-/// How far apart our hook and the kernel's counting may be: within one call of the kernel, which an interrupt
-/// and the softirq work after it can draw out to some milliseconds.
-const NEAR_NS: u64 = 10_000_000;
+/// How long before a reading our hook may have seen what the kernel counts only after it. tcp_connect() counts last
+/// of all, and its thread may lose the CPU before that. It must be less than the tracker's ordering window:
+/// what is older than that has been counted when a reading comes.
+const NEAR_BEFORE_NS: u64 = 40_000_000;
+
+/// How long after a reading our hook may have seen what the kernel had counted before it: a child and a failure
+/// are counted first, in the same softirq work.
+const NEAR_AFTER_NS: u64 = 10_000_000;
 
 /// Namespaces that are followed; a host with more has the rest counted as left out.
 const MAX_NAMESPACES: usize = 16_384;
@@ -43,9 +49,10 @@ enum Started {
 struct Account {
     /// It ended, or became another one under the same number: what was counted is of several.
     lost_track: bool,
-    /// The first reading; a namespace that was not there then began with zeroes.
+    /// The first reading that it was in. What it did before is not counted: another namespace may have had its
+    /// number then.
     base: Option<NamespaceMib>,
-    /// The latest values: none of them ever goes down.
+    /// The latest values, which tell whether it is still the same one.
     latest: Option<MibValues>,
     /// When something was counted in it for the first time.
     first_ns: Option<u64>,
@@ -106,16 +113,12 @@ impl Ledger {
         let pending = netns.and_then(|netns| self.pending.as_ref()?.namespaces.get(&netns)).copied();
         let Some(account) = self.account(netns).filter(|account| !account.lost_track) else { return };
         let at = tally as usize;
-        if let Some(base) = account.base {
-            if is_before(time_ns, base) {
-                return;
-            }
-            if is_near(time_ns, base) {
-                change(&mut account.near_base[at]);
-                return;
-            }
-        }
         account.first_ns = account.first_ns.or(Some(time_ns));
+        let Some(base) = account.base.filter(|base| !is_before(time_ns, *base)) else { return };
+        if is_near(time_ns, base) {
+            change(&mut account.near_base[at]);
+            return;
+        }
         change(&mut account.seen[at]);
         if let Some(pending) = pending {
             if is_near(time_ns, pending) {
@@ -134,6 +137,11 @@ impl Ledger {
         }
         if self.started == Some(Started::Comparing) && reading.refused.is_none() {
             self.forget_pending();
+            for (netns, mib) in &reading.namespaces {
+                if let Some(account) = self.account(Some(*netns)) {
+                    account.base.get_or_insert(*mib);
+                }
+            }
             self.pending = Some(reading);
         }
     }
@@ -160,7 +168,7 @@ impl Ledger {
     pub(super) fn processed_before(&mut self, watermark_ns: u64) {
         let is_due = self.pending.as_ref().is_some_and(|reading| {
             let last_ns = reading.namespaces.values().map(|mib| mib.to_ns).max().unwrap_or(0);
-            watermark_ns > last_ns.saturating_add(NEAR_NS)
+            watermark_ns > last_ns.saturating_add(NEAR_AFTER_NS)
         });
         if is_due {
             self.compare();
@@ -178,20 +186,20 @@ impl Ledger {
         let first_ns = reading.namespaces.values().map(|mib| mib.from_ns).min().unwrap_or(0);
         let mut result = Reconciliation::default();
         for (netns, mib) in &reading.namespaces {
-            let full = self.accounts.len() >= MAX_NAMESPACES;
-            let account = match self.accounts.entry(*netns) {
-                Entry::Occupied(account) => account.into_mut(),
-                Entry::Vacant(place) if !full => place.insert(Account::default()),
-                Entry::Vacant(_) => {
-                    result.left_out += 1;
-                    continue;
-                }
+            let Some(account) = self.accounts.get_mut(netns) else {
+                result.left_out += 1;
+                continue;
             };
-            account.lost_track |= account.latest.is_some_and(|before| went_down(before, mib.values));
+            account.lost_track |= account.latest.is_some_and(|before| is_another(before, mib.values));
             if account.lost_track {
                 continue;
             }
             account.latest = Some(mib.values);
+            if account.base == Some(*mib) {
+                // It began meanwhile: from now on it can be compared.
+                result.left_out += 1;
+                continue;
+            }
             result.namespaces += 1;
             for tally in Tally::ALL {
                 if tally == Tally::EmbryonicResets && !reading.requests_are_seen {
@@ -208,9 +216,7 @@ impl Ledger {
         }
         for (netns, account) in &mut self.accounts {
             // One that was born after the reading is none of its business yet.
-            let is_younger = account.base.is_none()
-                && account.latest.is_none()
-                && account.first_ns.is_none_or(|first| first > first_ns);
+            let is_younger = account.base.is_none() && account.first_ns.is_none_or(|first| first > first_ns);
             account.lost_track |= !reading.namespaces.contains_key(netns) && !is_younger;
             result.left_out += u64::from(account.lost_track);
         }
@@ -231,10 +237,7 @@ impl Ledger {
 impl Account {
     fn compared(&self, tally: Tally, values: &MibValues) -> Option<Compared> {
         let at = tally as usize;
-        let base = match &self.base {
-            Some(base) => tally.in_kernel(&base.values)?,
-            None => 0,
-        };
+        let base = tally.in_kernel(&self.base?.values)?;
         let kernel = tally.in_kernel(values)?.saturating_sub(base);
         let not_yet = self.near_pending[at].saturating_add(self.after_pending[at]);
         let least = self.seen[at].saturating_sub(not_yet);
@@ -261,17 +264,18 @@ fn add_row(row: &mut Option<Compared>, more: Compared) {
 }
 
 fn is_before(time_ns: u64, reading: NamespaceMib) -> bool {
-    time_ns < reading.from_ns.saturating_sub(NEAR_NS)
+    time_ns < reading.from_ns.saturating_sub(NEAR_BEFORE_NS)
 }
 
 fn is_near(time_ns: u64, reading: NamespaceMib) -> bool {
-    !is_before(time_ns, reading) && time_ns <= reading.to_ns.saturating_add(NEAR_NS)
+    !is_before(time_ns, reading) && time_ns <= reading.to_ns.saturating_add(NEAR_AFTER_NS)
 }
 
-/// The kernel gives a dead namespace's number to the next one; its counters begin anew.
-fn went_down(before: MibValues, now: MibValues) -> bool {
-    before
-        .into_iter()
-        .zip(now)
-        .any(|(before, now)| matches!((before, now), (Some(before), Some(now)) if now < before))
+/// The kernel gives a dead namespace's number to the next one, whose counters begin anew.
+fn is_another(before: MibValues, now: MibValues) -> bool {
+    MibCounter::ALL.into_iter().any(|counter| match (before[counter as usize], now[counter as usize]) {
+        (Some(before), Some(now)) if counter == MibCounter::Identity => now != before,
+        (Some(before), Some(now)) => now < before,
+        _ => false,
+    })
 }

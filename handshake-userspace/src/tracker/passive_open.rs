@@ -197,7 +197,8 @@ impl Tracker {
     /// needs nothing more.
     pub(super) fn request_died(&mut self, at: At, act: Box<PassiveOpen>, out: &mut Vec<HandshakeUpdate>) {
         let mut entry = self.begin_or_continue(at, at.time_ns, &act);
-        if act.reset_received && !act.timed_out {
+        // A SYN-ACK that its timer sends may be answered by a RST within the timer's own call.
+        if act.reset_received {
             self.ledger.add(act.ends.netns, Tally::EmbryonicResets, at.time_ns, 1);
         }
         if let Kind::Child(child) = &mut entry.kind {

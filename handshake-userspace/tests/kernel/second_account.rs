@@ -84,7 +84,7 @@ fn the_kernel_counted_every_handshake_of_a_mixed_load_that_we_saw() {
     alone.set("ipv4/tcp_syn_retries", "1");
     let before = active_opens(&alone);
     let tracer = Tracer::start(&[]);
-    // A namespace that is younger than we are.
+    // A namespace that is younger than we are, and so in the records only.
     let young = Netns::new("y");
     for netns in [&alone, &young] {
         netns.on_thread("hs-both", || {
@@ -130,7 +130,7 @@ fn the_kernel_counted_every_handshake_of_a_mixed_load_that_we_saw() {
     let children = [passive_opens(&young), passive_opens(&pair.server)];
     let records = tracer.stop();
     let health = records.last().expect("there is a last record");
-    expect_agreement(health, &[&alone, &young, &pair.client, &pair.server]);
+    expect_agreement(health, &[&alone, &pair.client, &pair.server]);
     assert!(health.number("kernel_counters.failed_opens.seen").is_some_and(|failed| failed >= 5), "{health}");
     if has_probes() {
         let resets = health.number("kernel_counters.embryonic_resets.seen");

@@ -1,6 +1,6 @@
-//! The text of /proc/net/snmp and /proc/net/netstat, and of mountinfo: hostile until it is parsed.
+//! The text of /proc/net/snmp, netstat and netlink, and of mountinfo: hostile until it is parsed.
 //!
-//! Both files have pairs of lines with the same first word: names, then values. What a newcomer would get wrong: the
+//! The first two have pairs of lines with the same first word: names, then values. What a newcomer would get wrong: the
 //! order and number of names differ between kernels, so a value is found by its name and never by its place; and
 //! `MaxConn` is -1, so not every value is a count.
 
@@ -25,6 +25,16 @@ pub(super) fn counter(text: &str, group: &str, name: &str) -> Option<u64> {
         }
     }
     found
+}
+
+/// The inode of the kernel's own socket for routing messages, from /proc/net/netlink: protocol 0, of no process.
+pub(super) fn routing_socket(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let (protocol, process) = (fields.next()?, fields.next()?);
+        let inode = fields.last()?.parse().ok().filter(|inode| *inode != 0);
+        inode.filter(|_| protocol == "0" && process == "0")
+    })
 }
 
 /// The network namespace that a line of mountinfo(5) says is mounted, and where.
@@ -83,6 +93,16 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_is_known_by_its_routing_socket() {
+        let netlink = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n\
+            0000000000000000 0   431        80000551 0        0        0     2        0        14007   \n\
+            0000000000000000 4   0          00000000 0        0        0     2        0        3081    \n\
+            0000000000000000 0   0          00000000 0        0        0     2        0        1031    \n";
+        assert_eq!(routing_socket(netlink), Some(1031));
+        assert_eq!(routing_socket("sk Eth Pid Inode\nx 0 0 0\nx 0\n"), None);
+    }
+
+    #[test]
     fn a_mounted_network_namespace_is_found() {
         let line = "151 30 0:4 net:[4026532281] /run/netns/a\\040b rw shared:82 - nsfs nsfs rw";
         assert_eq!(mounted_namespace(line), Some((4_026_532_281, "/run/netns/a b".into())));
@@ -101,6 +121,7 @@ mod tests {
         fn arbitrary_text_never_panics(text in any::<String>(), line in "[a-zA-Z0-9 :\\-\\[\\]\n]{0,200}") {
             let _ = (counter(&text, "Tcp", "ActiveOpens"), counter(&line, "Tcp", "ActiveOpens"));
             let _ = (mounted_namespace(&text), mounted_namespace(&line));
+            let _ = (routing_socket(&text), routing_socket(&line));
         }
 
         #[test]

@@ -16,12 +16,21 @@ use crate::model::{
 };
 
 const NETNS: u32 = 4_026_531_840;
+const IDENTITY: u64 = 1031;
 const BEFORE: u64 = START - SEC;
 const AFTER: u64 = START + 1_000 * SEC;
 
 /// Active opens, passive opens, failures and resets of requests, after some history.
 fn values([active, passive, fails, resets]: [u64; 4]) -> MibValues {
-    [Some(100 + active), Some(50 + passive), Some(9 + fails), Some(4 + resets), Some(1), Some(1)]
+    [
+        Some(100 + active),
+        Some(50 + passive),
+        Some(9 + fails),
+        Some(4 + resets),
+        Some(1),
+        Some(1),
+        Some(IDENTITY),
+    ]
 }
 
 fn reading(time_ns: u64, namespaces: impl IntoIterator<Item = (u32, MibValues)>) -> Input {
@@ -182,13 +191,26 @@ fn what_happened_before_the_first_reading_is_none_of_the_accounts() {
 }
 
 #[test]
-fn a_namespace_younger_than_we_are_began_with_zeroes() {
-    let script = given_client().syn().wait(MS).syn_ack().script.acts;
-    let inputs = [reading(BEFORE, [])].into_iter().chain(acts(&script));
-    let young = [Some(1), Some(0), Some(0), Some(0), Some(2), Some(2)];
-    let end = [reading(AFTER, [(NETNS, young)]), Input::End { now_ns: AFTER + SEC }];
-    let compared = reconciled(inputs.chain(end));
+fn a_namespace_that_began_meanwhile_is_compared_from_its_first_reading_on() {
+    // What its number did before may be of another namespace, which nobody can read any more.
+    let early = given_client_at(1).syn().wait(MS).syn_ack().script.acts;
+    let late = given_client_at(2).wait(20 * SEC).next_generation().syn().wait(MS).syn_ack().script.acts;
+    let first = reading(START + 10 * SEC, [(NETNS, values([0; 4]))]);
+    let inputs = || [reading(BEFORE, [])].into_iter().chain(acts(&early)).chain([first.clone()]);
+    let compared = reconciled(inputs().chain([Input::Tick { now_ns: START + 11 * SEC }]));
+    assert_eq!((compared.agrees(), compared.namespaces, compared.left_out), (None, 0, 1));
+    let end = [reading(AFTER, [(NETNS, values([1, 0, 0, 0]))]), Input::End { now_ns: AFTER + SEC }];
+    let compared = reconciled(inputs().chain(acts(&late)).chain(end));
     assert_eq!((compared.agrees(), compared.namespaces, compared.left_out), (Some(true), 1, 0));
+}
+
+#[test]
+fn a_namespace_with_another_routing_socket_is_another_one() {
+    let mut young = values([5, 5, 5, 5]);
+    young[6] = Some(IDENTITY + 1);
+    let inputs = [reading(BEFORE, [(NETNS, values([0; 4]))]), reading(AFTER, [(NETNS, young)])];
+    let compared = reconciled(inputs.into_iter().chain([Input::End { now_ns: AFTER + SEC }]));
+    assert_eq!((compared.agrees(), compared.namespaces, compared.left_out), (None, 0, 1));
 }
 
 #[test]
@@ -210,7 +232,7 @@ fn a_namespace_that_ended_is_left_out_and_counted_and_so_is_its_number() {
 
 #[test]
 fn a_counter_that_goes_down_is_another_namespace() {
-    let young = [Some(200), Some(0), Some(9), Some(4), Some(0), Some(9)];
+    let young = [Some(200), Some(0), Some(9), Some(4), Some(0), Some(9), Some(IDENTITY)];
     let inputs = [reading(BEFORE, [(NETNS, values([0; 4]))]), reading(AFTER, [(NETNS, young)])];
     let compared = reconciled(inputs.into_iter().chain([Input::End { now_ns: AFTER + SEC }]));
     assert_eq!((compared.agrees(), compared.namespaces, compared.left_out), (None, 0, 1));
@@ -237,7 +259,7 @@ proptest! {
     #[test]
     fn hostile_readings_never_panic(
         readings in proptest::collection::vec(
-            (any::<u64>(), proptest::collection::btree_map(0..4_u32, any::<[Option<u64>; 6]>(), 0..4)), 1..6),
+            (any::<u64>(), proptest::collection::btree_map(0..4_u32, any::<[Option<u64>; 7]>(), 0..4)), 1..6),
     ) {
         let script = given_client().syn().wait(MS).reset().script.acts;
         let inputs = readings.into_iter().flat_map(|(time_ns, namespaces)| {
