@@ -137,10 +137,18 @@ fn left_syn_received<M: Memory>(sock: Sock<M>, new: u8) {
     }
     // A file owns no child before accept(): this is the application's own socket in a simultaneous open, whose
     // beginning a filter left out.
-    if !filter::wants_role(ROLE_SERVER) || sock.has_a_file() {
+    if !filter::wants_role(ROLE_SERVER) || sock.has_a_file() || lost_its_race(sock, new) {
         return;
     }
     child_without_probes(sock, new, now);
+}
+
+/// Two segments that each complete the handshake (the ACK and a FIN that overtook it) can make a child each, on
+/// two CPUs. inet_ehash_nolisten lets one into the table and closes the other, without an error on it; that one
+/// was never queued, and the request's facts are the winner's.
+#[inline(always)]
+fn lost_its_race<M: Memory>(child: Sock<M>, new: u8) -> bool {
+    new == TcpState::Closed as u8 && child.error().unwrap_or(0) == 0 && !child.is_fast_open_child()
 }
 
 /// Reports that a queued child left SYN-RECEIVED; `time_ns` 0 is now. accept() calls it too, for a child whose

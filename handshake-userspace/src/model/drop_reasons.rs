@@ -2,13 +2,15 @@
 //!
 //! The numbers are others on every kernel, so only names are ever compared. What a newcomer would get wrong: not
 //! every reason is a drop worth telling. A SYN to a closed port has the reason NO_SOCKET and is answered by RST:
-//! that is a refusal, and a port scan is full of them.
+//! that is a refusal, and a port scan is full of them. A SYN of a connection that exists is TCP_INVALID_SYN and is
+//! answered by an ACK: it was sent again while its SYN-ACK was under way, and its handshake succeeded.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Named, and not told: they say nothing, or no drop, or a refusal that is answered, or a frame that was meant for
-/// another host and that this one only overheard.
-const NOT_TOLD: &[&str] = &["NOT_SPECIFIED", "NOT_DROPPED_YET", "CONSUMED", "NO_SOCKET", "OTHERHOST"];
+/// another host and that this one only overheard, or a SYN that came after its own handshake.
+const NOT_TOLD: &[&str] =
+    &["NOT_SPECIFIED", "NOT_DROPPED_YET", "CONSUMED", "NO_SOCKET", "OTHERHOST", "TCP_INVALID_SYN"];
 
 /// See the module. Empty before 5.17, which names none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +55,7 @@ mod tests {
             (4, "OTHERHOST"),
             (5, "NETFILTER_DROP"),
             (70, "TCP_MD5FAILURE"),
+            (71, "TCP_INVALID_SYN"),
         ];
         let reasons = DropReasons::from_names(names.map(|(number, name)| (number, name.into())));
         assert_eq!(reasons.told(), [1 << 5, 1 << 6, 0, 0]);
