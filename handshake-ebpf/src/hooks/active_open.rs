@@ -302,6 +302,10 @@ fn report_end<M: Memory>(
         // this host); TCP's own count is not. It is cleared by an ACK, so it says nothing at ESTABLISHED.
         event.syn_retransmits = u16::from(retransmits);
     }
+    if new_state == TcpState::Closed as u8 && event.syn_sent_ns != 0 {
+        // sock_ops could not tell it when the SYN left.
+        sock.isn_of_unanswered_syn(&mut event.negotiated);
+    }
     if new_state == TcpState::Established as u8 {
         sock.negotiated(&mut event.negotiated, true);
         let fast_open = sock.fast_open_bits();

@@ -169,6 +169,20 @@ impl<M: Memory> Sock<M> {
         }
     }
 
+    /// Our ISN when a SYN without data stayed unanswered, or was refused: `snd_una` is still the SYN's number and
+    /// `write_seq` the one after it. Before the SYN is made the two are no neighbours.
+    #[inline(always)]
+    pub fn isn_of_unanswered_syn(self, negotiated: &mut Negotiated) {
+        let Some(tcp) = M::tcp_sock(self.address) else { return };
+        if let (Some(sequence), Some(next)) =
+            (M::read::<u32>(tcp, offset!(snd_una)), M::read::<u32>(tcp, offset!(write_seq)))
+            && next == sequence.wrapping_add(1)
+        {
+            negotiated.local_isn = sequence;
+            negotiated.known |= known::LOCAL_ISN;
+        }
+    }
+
     /// Whether Fast Open made this child before the final ACK.
     #[inline(always)]
     pub fn is_fast_open_child(self) -> bool {
