@@ -48,6 +48,12 @@ pub fn timer_fired(timer: u64) {
 pub fn request_dropped<M: Memory>(request: RequestSock<M>, attach: Attach) {
     let key = request.key();
     let Some(entry) = REQUESTS.get_ptr(key) else { return };
+    if request.became_a_child() {
+        // The kernel skipped the probe that sees a child queued, with all others of that softirq, because one was
+        // running when it came. The child tells of itself; that its request is freed by accept() is no death.
+        let _ = REQUESTS.remove(key);
+        return;
+    }
     // SAFETY: a live entry.
     let generation_ns = unsafe { (*entry).created_ns };
     let bits = if timer_is_of(key) { flags::TIMED_OUT } else { 0 };

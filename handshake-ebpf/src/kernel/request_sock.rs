@@ -59,6 +59,12 @@ impl<M: Memory> RequestSock<M> {
         common_ends::<M>(self.address, ends);
     }
 
+    /// Whether it has a child in the accept queue, or had one that accept() took.
+    #[inline(always)]
+    pub fn became_a_child(self) -> bool {
+        matches!(M::read::<*const u8>(self.address, offset!(req_child)), Some(child) if !child.is_null())
+    }
+
     /// SYN-ACKs sent again.
     #[inline(always)]
     pub fn retransmits(self) -> u16 {
