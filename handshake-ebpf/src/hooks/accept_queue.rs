@@ -184,7 +184,7 @@ pub fn destroyed<M: Memory>(sock: Sock<M>) {
         if held & ENDED == 0 && syn_sent_ns != 0 {
             let answered = answer & (SYN | ACK) == SYN | ACK;
             let new = if answered { TcpState::Established } else { TcpState::Closed };
-            end_was_missed(sock, open, new as u8, Attach::Common);
+            end_was_missed(sock, open, new as u8, 0, Attach::Common);
         }
         let _ = ACTIVE_OPENS.remove(key);
     }

@@ -231,7 +231,7 @@ pub fn left_syn_sent<M: Memory>(sock: Sock<M>, new_state: u8, attach: Attach) {
             0
         }
     };
-    report_end(sock, open, generation_ns, new_state, 0, attach);
+    report_end(sock, open, generation_ns, new_state, (0, 0), attach);
     let Some(open) = open else { return };
     // SAFETY: a live entry.
     let (held, syn_sent_ns) = unsafe { ((*open).flags, (*open).syn_sent_ns) };
@@ -249,22 +249,29 @@ pub fn left_syn_sent<M: Memory>(sock: Sock<M>, new_state: u8, attach: Attach) {
 }
 
 /// The kernel skips a program that already runs on the CPU, so the state tracepoint can miss the end of an
-/// active open. Whoever finds the entry still open afterwards reports it, with the time of the answer.
+/// active open. Whoever finds the entry still open afterwards reports it, with the time of the answer. `error` is
+/// what connect() took from the socket when it returned it, 0 when it has not.
 #[inline(always)]
-pub fn end_was_missed<M: Memory>(sock: Sock<M>, open: *mut ActiveOpen, new_state: u8, attach: Attach) {
+pub fn end_was_missed<M: Memory>(
+    sock: Sock<M>,
+    open: *mut ActiveOpen,
+    new_state: u8,
+    error: u32,
+    attach: Attach,
+) {
     // SAFETY: a live entry.
     let (generation_ns, answered_ns) = unsafe { ((*open).generation_ns, (*open).answered_ns) };
-    report_end(sock, Some(open), generation_ns, new_state, answered_ns, attach);
+    report_end(sock, Some(open), generation_ns, new_state, (answered_ns, error), attach);
 }
 
-/// The event of the end; `time_ns` 0 is now.
+/// The event of the end; a time of 0 is now, an error of 0 is what the socket says.
 #[inline(always)]
 fn report_end<M: Memory>(
     sock: Sock<M>,
     open: Option<*mut ActiveOpen>,
     generation_ns: u64,
     new_state: u8,
-    time_ns: u64,
+    (time_ns, error): (u64, u32),
     attach: Attach,
 ) {
     let slot =
@@ -289,7 +296,11 @@ fn report_end<M: Memory>(
     if open.is_none() || new_state != TcpState::Closed as u8 {
         sock.ends(&mut event.endpoints);
     }
-    if let Some(error) = sock.error() {
+    if let Some(on_socket) = sock.error() {
+        event.sk_err = on_socket;
+        bits |= flags::ERROR_KNOWN;
+    }
+    if error != 0 {
         event.sk_err = error;
         bits |= flags::ERROR_KNOWN;
     }

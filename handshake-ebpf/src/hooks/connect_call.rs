@@ -43,10 +43,13 @@ pub fn connect_returned<M: Memory>(sock: Sock<M>, result: i32, attach: Attach) {
     let (held, syn_sent_ns, generation_ns) =
         unsafe { ((*open).flags, (*open).syn_sent_ns, (*open).generation_ns) };
     let errno = result.unsigned_abs();
-    // A connect() that waited and returned 0 is ESTABLISHED; the hook on the change of state was skipped.
-    let missed = held & ENDED == 0 && result == 0 && syn_sent_ns != 0;
+    // A connect() that waited and returned 0 is ESTABLISHED, and one that failed and left the socket in CLOSED was
+    // over before; the hook on the change of state was skipped. The error is the caller's now, not the socket's.
+    let failed = result < 0 && sock.state() == TcpState::Closed as u8;
+    let missed = held & ENDED == 0 && (result == 0 || failed) && syn_sent_ns != 0;
     if missed {
-        active_open::end_was_missed(sock, open, TcpState::Established as u8, attach);
+        let end = if failed { TcpState::Closed } else { TcpState::Established };
+        active_open::end_was_missed(sock, open, end as u8, errno, attach);
     }
     if missed || held & ENDED != 0 {
         submit(EventKind::ConnectReturned, attach, socket, generation_ns, |event: &mut ConnectReturned| {
