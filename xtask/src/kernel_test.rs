@@ -6,6 +6,7 @@
 //!
 //! What one would get wrong: the binary is not built in the VM, it is taken there with its libraries. It finds
 //! handshake through HANDSHAKE_BIN and the attach mode through HANDSHAKE_ATTACH, on the host and in the guest.
+//! What a test leaves in /out comes back, and the packet captures in it are judged here.
 
 use crate::{
     command,
@@ -23,7 +24,7 @@ use std::{
     collections::VecDeque,
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
     sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -173,6 +174,11 @@ impl Job<'_> {
             }
             Err(error) => Some(format!("{error:#}")),
         };
+        self.judge_what_came_out(binary, |line| {
+            log.push_str(line);
+            log.push('\n');
+            tally.line_from_outside(line);
+        });
         tally.finish(fault.as_deref());
         let file = output_folder().join(format!("{}-{}.log", self.kernel.name, self.mode.name()));
         if let Err(error) = fs::write(&file, &log) {
@@ -221,10 +227,39 @@ impl Job<'_> {
             },
             append,
             limit: LONGEST,
-            out: None,
+            out: Some(&self.out()),
         };
+        // What an earlier run left must not be judged in this one's stead.
+        let _ = fs::remove_dir_all(self.out());
         let outcome = guest.run(print)?;
         Ok((outcome.end, outcome.boot_log))
+    }
+
+    fn out(&self) -> PathBuf {
+        output_folder().join(format!("{}-{}", self.kernel.name, self.mode.name()))
+    }
+
+    /// Packets that a guest captured are decoded here: tshark would fill the guest. The same binary compares
+    /// them with the records that came out beside them.
+    fn judge_what_came_out(&self, binary: &Path, mut print: impl FnMut(&str)) {
+        let kept = self.out().join("witness");
+        // Written last, so its absence is a failure that the guest told already.
+        if !kept.join("about.json").is_file() {
+            return;
+        }
+        let mut compare = Command::new(binary);
+        compare.args(["witness::every_handshake", "--test-threads=1", "--show-output"]);
+        match compare.env("HANDSHAKE_WITNESS", &kept).stdin(Stdio::null()).output() {
+            Ok(output) => {
+                for line in String::from_utf8_lossy(&output.stdout).lines() {
+                    print(line);
+                    if line.starts_with("witness: ") {
+                        println!("{line}");
+                    }
+                }
+            }
+            Err(error) => print(&format!("test witness ... FAILED\n{}: {error}", binary.display())),
+        }
     }
 }
 

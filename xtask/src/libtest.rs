@@ -89,6 +89,16 @@ impl Tally {
         }
     }
 
+    /// Takes one line of a second run, which judges outside what a test of this one brought out of its VM. A
+    /// failure there is that test's; a test that passed there is counted once.
+    pub fn line_from_outside(&mut self, line: &str) {
+        let before = (self.ok.len(), self.failed.len());
+        self.line(line);
+        self.ok.truncate(before.0);
+        let (failed, ok) = (&self.failed[before.1..], &mut self.ok);
+        ok.retain(|name| !failed.contains(name));
+    }
+
     /// Ends the run; `fault` says how the process ended when that was not with success.
     pub fn finish(&mut self, fault: Option<&str>) {
         if let Some(name) = self.running.take() {
@@ -152,6 +162,15 @@ mod tests {
         }
         tally.finish(fault);
         tally
+    }
+
+    #[test]
+    fn what_fails_outside_has_not_passed() {
+        let mut tally = Tally::default();
+        ["test a ... ok", "test b ... ok"].map(|line| tally.line(line));
+        ["test a ... ", "witness: x", "ok", "test b ... FAILED"].map(|line| tally.line_from_outside(line));
+        tally.finish(None);
+        assert_eq!((tally.passed(), &tally.failed[..]), (1, &["b".to_owned()][..]));
     }
 
     #[test]

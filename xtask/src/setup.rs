@@ -118,7 +118,7 @@ const fn vm_tool(program: &'static str, package: &'static str, why: &'static str
     Tool { for_vms: true, ..tool(program, package, why) }
 }
 
-const TOOLS: [Tool; 11] = [
+const TOOLS: [Tool; 12] = [
     tool("ip", "iproute2", "makes the network namespaces of the tests"),
     tool("tc", "iproute2", "delays and loses packets"),
     vm_tool("qemu-system-x86_64", "qemu-system-x86", "boots other kernels"),
@@ -127,7 +127,11 @@ const TOOLS: [Tool; 11] = [
     vm_tool("xz", "xz-utils", "unpacks package lists and modules"),
     vm_tool("zstd", "zstd", "unpacks modules"),
     vm_tool("dpkg-deb", "dpkg", "unpacks kernels"),
-    Tool { optional: true, ..tool("tcpdump", "tcpdump", "compares with packets") },
+    Tool {
+        optional: true,
+        ..tool("tcpdump", "tcpdump", "captures the packets that handshakes are compared with")
+    },
+    Tool { optional: true, ..tool("tshark", "tshark", "decodes the packets that tcpdump captured") },
     Tool { optional: true, ..tool("bpftool", "bpftool", "is a second reader of BTF") },
     Tool { optional: true, ..tool("nft", "nftables", "drops chosen packets") },
 ];

@@ -70,6 +70,12 @@ pub fn can_delay(test: &str) -> bool {
     can
 }
 
+/// Whether a program can be found.
+pub fn program_exists(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
+}
+
 /// Says that a test, or a part of one, did not run.
 pub fn skip(test: &str, reason: &str) {
     let out = rustix::io::dup(std::io::stdout().as_fd()).expect("standard output can be duplicated");

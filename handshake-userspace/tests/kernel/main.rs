@@ -36,3 +36,4 @@ mod unusual_callers;
 mod variants;
 mod watch;
 mod whole;
+mod witness;

@@ -101,6 +101,6 @@ fn nothing_was_lost_in_any_scenario() {
     if !is_fit("nothing_was_lost_in_any_scenario") {
         return;
     }
-    // libtest runs tests by name, and this module's name is the last.
+    // libtest runs tests by name, and none that watches the shared tracer has a later one.
     end_shared();
 }
