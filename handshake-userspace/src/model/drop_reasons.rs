@@ -9,8 +9,16 @@ use std::{collections::BTreeMap, sync::Arc};
 
 /// Named, and not told: they say nothing, or no drop, or a refusal that is answered, or a frame that was meant for
 /// another host and that this one only overheard, or a SYN that came after its own handshake.
-const NOT_TOLD: &[&str] =
-    &["NOT_SPECIFIED", "NOT_DROPPED_YET", "CONSUMED", "NO_SOCKET", "OTHERHOST", "TCP_INVALID_SYN"];
+const NOT_TOLD: &[&str] = &[
+    "NOT_SPECIFIED",
+    "NOT_DROPPED_YET",
+    "CONSUMED",
+    "NO_SOCKET",
+    "OTHERHOST",
+    "TCP_INVALID_SYN",
+    // What 6.1 calls the same when the SYN's timestamp is older than the final ACK's.
+    "TCP_RFC7323_PAWS",
+];
 
 /// See the module. Empty before 5.17, which names none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,6 +64,7 @@ mod tests {
             (5, "NETFILTER_DROP"),
             (70, "TCP_MD5FAILURE"),
             (71, "TCP_INVALID_SYN"),
+            (72, "TCP_RFC7323_PAWS"),
         ];
         let reasons = DropReasons::from_names(names.map(|(number, name)| (number, name.into())));
         assert_eq!(reasons.told(), [1 << 5, 1 << 6, 0, 0]);
