@@ -167,8 +167,12 @@ mod tests {
     #[test]
     fn what_fails_outside_has_not_passed() {
         let mut tally = Tally::default();
-        ["test a ... ok", "test b ... ok"].map(|line| tally.line(line));
-        ["test a ... ", "witness: x", "ok", "test b ... FAILED"].map(|line| tally.line_from_outside(line));
+        for line in ["test a ... ok", "test b ... ok"] {
+            tally.line(line);
+        }
+        for line in ["test a ... ", "witness: x", "ok", "test b ... FAILED"] {
+            tally.line_from_outside(line);
+        }
         tally.finish(None);
         assert_eq!((tally.passed(), &tally.failed[..]), (1, &["b".to_owned()][..]));
     }
