@@ -20,7 +20,7 @@ pub enum Counter {
     ReadFailed = 3,
     /// Active opens that found `ACTIVE_OPENS` full: their phases are unknown.
     ActiveOpensFull = 4,
-    /// SYNs that found `REQUESTS` full: their time is unknown, latency starts at the SYN-ACK.
+    /// Requests that later ones drove out of a full table: their death is not told, the time of their SYN is unknown.
     RequestsFull = 5,
     /// Children that found `QUEUED` full: their end in the accept queue is unknown.
     QueuedFull = 6,

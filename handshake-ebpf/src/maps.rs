@@ -40,7 +40,23 @@ pub static ACTIVE_OPENS: HashMap<u64, ActiveOpen> = HashMap::with_max_entries(16
 /// request is created (by the snapshot, if that was before us), deleted when it becomes a child or dies; the
 /// daemon sweeps what neither happened to.
 #[map]
-pub static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(32768, 0);
+static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(32768, 0);
+
+/// The latest requests that found [`REQUESTS`] full. Each has one place, by its key, and the latest comer takes
+/// it; who is driven out is counted. So what a flood left half open can't hide the connections that come after
+/// it. Emptied as `REQUESTS` is; what nothing empties waits for the next comer.
+#[map]
+static LATEST_REQUESTS: Array<LatestRequest> = Array::with_max_entries(1 << LATEST_BITS, 0);
+
+const LATEST_BITS: u32 = 13;
+
+/// See [`LATEST_REQUESTS`].
+#[repr(C)]
+struct LatestRequest {
+    /// As in [`REQUESTS`]; 0 where the place is free.
+    key: u64,
+    request: Request,
+}
 
 /// Children from the final ACK (or from the snapshot, if that was before us) until accept() takes them or they
 /// are destroyed.
@@ -204,8 +220,8 @@ pub struct InSoftirq {
     pub timer_ns: u64,
     /// Address of that timer, which lies inside the request sock.
     pub timer: u64,
-    /// The request that is being dropped.
-    pub dropped: u64,
+    /// The request that is being looked for: see [`as_number`].
+    pub request: u64,
     /// The segment (`sk_buff`) that the kernel answers or drops, and for which listener.
     pub segment: u64,
     /// See `segment`.
@@ -248,6 +264,87 @@ static NO_ACTIVE_OPEN: ActiveOpen = ActiveOpen {
 /// What a new entry of [`QUEUED`] is copied from: all zeroes, as words because the payload has no constant
 /// constructor.
 static NO_QUEUED: [u64; size_of::<Queued>() / 8] = [0; size_of::<Queued>() / 8];
+
+/// Remembers a request. Where that drives another one out, that one is counted.
+#[inline(always)]
+pub fn insert_request(key: u64, request: &Request) {
+    if REQUESTS.insert(key, request, 0).is_ok() {
+        return;
+    }
+    let Some((key, place)) = latest_place(key) else { return };
+    // SAFETY: a live entry. CPUs may race for it: while it changes it has no key, so that a reader finds either
+    // of the two requests or none, but for one that has compared the key already, whose times are then the
+    // other's, microseconds away.
+    unsafe {
+        let before = (&raw const (*place).key).read_volatile();
+        (&raw mut (*place).key).write_volatile(0);
+        (*place).request = *request;
+        (&raw mut (*place).key).write_volatile(key);
+        if before != 0 && before != key {
+            count(Counter::RequestsFull);
+        }
+    }
+}
+
+/// The request of this key.
+#[inline(always)]
+pub fn request(key: u64) -> Option<*mut Request> {
+    if let Some(entry) = REQUESTS.get_ptr_mut(key) {
+        return Some(entry);
+    }
+    let (key, place) = latest_place(key)?;
+    // SAFETY: a live entry; see `insert_request`.
+    unsafe {
+        if key == 0 || (&raw const (*place).key).read_volatile() != key {
+            return None;
+        }
+        Some(&raw mut (*place).request)
+    }
+}
+
+/// Whether a request that is not there may have been driven out: another one has its place.
+#[inline(always)]
+pub fn may_be_driven_out(key: u64) -> bool {
+    let Some((key, place)) = latest_place(key) else { return false };
+    // SAFETY: a live entry; an aligned word.
+    let holder = unsafe { (&raw const (*place).key).read_volatile() };
+    holder != 0 && holder != key
+}
+
+/// Forgets a request.
+#[inline(always)]
+pub fn remove_request(key: u64) {
+    let _ = REQUESTS.remove(key);
+    let Some((key, place)) = latest_place(key) else { return };
+    // SAFETY: a live entry; an aligned word.
+    unsafe {
+        if (&raw const (*place).key).read_volatile() == key {
+            (&raw mut (*place).key).write_volatile(0);
+        }
+    }
+}
+
+/// The place of a request in [`LATEST_REQUESTS`], and its key as a number. By Fibonacci hashing: addresses of
+/// request socks have equal low bits, and cookies equal high ones.
+#[inline(always)]
+fn latest_place(key: u64) -> Option<(u64, *mut LatestRequest)> {
+    let key = as_number(key)?;
+    let place = LATEST_REQUESTS
+        .get_ptr_mut((key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - LATEST_BITS)) as u32)?;
+    Some((key, place))
+}
+
+/// The verifier allows no arithmetic on an argument that it knows as a pointer to a request sock. Read back from a
+/// map, its address is a number. Who handles requests is not interrupted by others who do (softirqs are off).
+#[inline(always)]
+pub fn as_number(key: u64) -> Option<u64> {
+    let work = IN_SOFTIRQ.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own entry.
+    unsafe {
+        (&raw mut (*work).request).write_volatile(key);
+        Some((&raw const (*work).request).read_volatile())
+    }
+}
 
 /// A new (or cleared) entry of [`ACTIVE_OPENS`]; `None`, and counted, when the table is full.
 #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it would be copied over the stack")]

@@ -18,7 +18,7 @@ pub mod flags {
     pub const DEFER_ACCEPT: u32 = 1 << 2;
     /// The SYN came before we watched: `syn_ns` is unknown, `synack_ns` is the kernel's own stamp.
     pub const SYN_NOT_SEEN: u32 = 1 << 3;
-    /// The SYN was seen, but `REQUESTS` was full.
+    /// The SYN was seen, but `REQUESTS` was full and later requests drove this one out.
     pub const SYN_TABLE_FULL: u32 = 1 << 4;
     /// A RST ended it.
     pub const RESET_RECEIVED: u32 = 1 << 5;

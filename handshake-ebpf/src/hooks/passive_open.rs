@@ -30,7 +30,7 @@ use crate::{
         sk_buff,
         sock::Sock,
     },
-    maps::{IN_SOFTIRQ, QUEUED, REQUESTS, RUNTIME, Request, new_queued},
+    maps::{self, IN_SOFTIRQ, QUEUED, RUNTIME, Request, insert_request, new_queued, remove_request},
     words,
 };
 
@@ -78,9 +78,7 @@ pub fn request_created<M: Memory>(listener: Sock<M>, request: RequestSock<M>) {
         synack_retransmits: 0,
         flags: 0,
     };
-    if REQUESTS.insert(request.key(), entry, 0).is_err() {
-        count(Counter::RequestsFull);
-    }
+    insert_request(request.key(), &entry);
 }
 
 /// Time of the SYN that this CPU works on, if it is for this listener; taken once.
@@ -98,7 +96,7 @@ fn syn_time(listener: u64) -> u64 {
 /// A segment reached a pending request: the final ACK, a SYN again, or a RST.
 #[inline(always)]
 pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>, skb: *const u8) {
-    let Some(entry) = REQUESTS.get_ptr_mut(request.key()) else { return };
+    let Some(entry) = maps::request(request.key()) else { return };
     let Some(segment) = sk_buff::tcp_flags::<M>(skb) else { return };
     // SAFETY: a live entry. Two CPUs may race for one request; what can be lost is one count of a SYN.
     unsafe {
@@ -134,7 +132,7 @@ pub fn gather<M: Memory>(request: RequestSock<M>, passive: &mut PassiveOpen) {
     if request.deferred_accept() {
         passive.flags |= flags::DEFER_ACCEPT;
     }
-    let Some(entry) = REQUESTS.get_ptr(request.key()) else {
+    let Some(entry) = maps::request(request.key()) else {
         passive.synack_retransmits = request.retransmits();
         // Either it began before we watched, or the table had no room.
         passive.flags |= if passive.synack_ns != 0 && passive.synack_ns >= LOADED_NS.load() {
@@ -172,7 +170,7 @@ pub fn child_linked<M: Memory>(listener: Sock<M>, child: Sock<M>, request: Reque
             gather(request, passive);
         });
         // Only now: if the ring was full, the facts were gathered a second time, for the table.
-        let _ = REQUESTS.remove(request.key());
+        remove_request(request.key());
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
         read::{Copied, Direct, Memory},
         request_sock::RequestSock,
     },
-    maps::{IN_SOFTIRQ, REQUESTS},
+    maps::{self, IN_SOFTIRQ, remove_request},
 };
 
 /// A timer lies inside its request sock, which is no larger than this.
@@ -47,11 +47,11 @@ pub fn timer_fired(timer: u64) {
 #[inline(always)]
 pub fn request_dropped<M: Memory>(request: RequestSock<M>, attach: Attach) {
     let key = request.key();
-    let Some(entry) = REQUESTS.get_ptr(key) else { return };
+    let Some(entry) = maps::request(key) else { return };
     if request.became_a_child() {
         // The kernel skipped the probe that sees a child queued, with all others of that softirq, because one was
         // running when it came. The child tells of itself; that its request is freed by accept() is no death.
-        let _ = REQUESTS.remove(key);
+        remove_request(key);
         return;
     }
     // SAFETY: a live entry.
@@ -64,19 +64,16 @@ pub fn request_dropped<M: Memory>(request: RequestSock<M>, attach: Attach) {
         event.old_state = TcpState::NewSynReceived as u8;
         event.new_state = TcpState::Closed as u8;
     });
-    let _ = REQUESTS.remove(key);
+    remove_request(key);
 }
 
 /// Whether this CPU is in the timer of this request.
 #[inline(always)]
 fn timer_is_of(request: u64) -> bool {
-    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return false };
-    // SAFETY: this CPU's own entry. The address goes through the table because the verifier allows no
-    // arithmetic on an argument that it knows as a pointer to a request sock; read back, it is a number.
-    let (request, timer, timer_ns) = unsafe {
-        (&raw mut (*work).dropped).write_volatile(request);
-        ((&raw const (*work).dropped).read_volatile(), (*work).timer, (*work).timer_ns)
-    };
+    let Some(request) = maps::as_number(request) else { return false };
+    let Some(work) = IN_SOFTIRQ.get_ptr(0) else { return false };
+    // SAFETY: this CPU's own entry.
+    let (timer, timer_ns) = unsafe { ((*work).timer, (*work).timer_ns) };
     timer.wrapping_sub(request) < REQUEST_BYTES && now_ns().wrapping_sub(timer_ns) < TIMER_WORK_NS
 }
 

@@ -19,7 +19,7 @@ use crate::{
         request_sock::RequestSock,
         sock::Sock,
     },
-    maps::{ACTIVE_OPENS, IN_SOFTIRQ, REQUESTS, Request},
+    maps::{self, ACTIVE_OPENS, IN_SOFTIRQ, Request, insert_request, remove_request},
 };
 
 /// A segment is sent again.
@@ -61,20 +61,21 @@ fn moved(listener: u64, copy: u64) -> bool {
         return false;
     }
     let original = timer.wrapping_sub(u64::from(offset));
-    let Some(entry) = REQUESTS.get_ptr(original) else { return false };
+    let Some(entry) = maps::request(original) else { return false };
     // SAFETY: a live entry.
     let entry = Request { listener, ..unsafe { *entry } };
-    let _ = REQUESTS.remove(original);
-    REQUESTS.insert(copy, entry, 0).is_ok()
+    remove_request(original);
+    insert_request(copy, &entry);
+    true
 }
 
 /// A SYN-ACK is sent again. No event: a flood would multiply them.
 #[inline(always)]
 fn syn_ack_sent_again<M: Memory>(listener: u64, request: RequestSock<M>) {
-    let entry = match REQUESTS.get_ptr_mut(request.key()) {
+    let entry = match maps::request(request.key()) {
         Some(entry) => entry,
         None if moved(listener, request.key()) => {
-            let Some(entry) = REQUESTS.get_ptr_mut(request.key()) else { return };
+            let Some(entry) = maps::request(request.key()) else { return };
             entry
         }
         None => {
@@ -82,7 +83,7 @@ fn syn_ack_sent_again<M: Memory>(listener: u64, request: RequestSock<M>) {
             if cookie == 0 {
                 return;
             }
-            let Some(entry) = REQUESTS.get_ptr_mut(cookie) else { return };
+            let Some(entry) = maps::request(cookie) else { return };
             entry
         }
     };

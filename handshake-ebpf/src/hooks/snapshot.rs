@@ -25,7 +25,7 @@ use crate::{
         request_sock::RequestSock,
         sock::Sock,
     },
-    maps::{QUEUED, REQUESTS, RUNTIME, Request, new_queued},
+    maps::{self, QUEUED, RUNTIME, Request, insert_request, new_queued},
 };
 
 /// `struct bpf_iter_meta`.
@@ -52,7 +52,7 @@ fn request_was_there(request: RequestSock<Direct>, seen: &SocketSeen) {
     if unsafe { (*runtime).requests_are_seen } == 0
         || !filter::wants_role(ROLE_SERVER)
         || !filter::wants_ends(&seen.endpoints)
-        || REQUESTS.get_ptr(request.key()).is_some()
+        || maps::request(request.key()).is_some()
     {
         return;
     }
@@ -69,9 +69,7 @@ fn request_was_there(request: RequestSock<Direct>, seen: &SocketSeen) {
         synack_retransmits: seen.retransmits,
         flags: flags::SYN_NOT_SEEN,
     };
-    if REQUESTS.insert(request.key(), entry, 0).is_err() {
-        count(Counter::RequestsFull);
-    }
+    insert_request(request.key(), &entry);
 }
 
 /// A child that was queued before us enters the table, so that it is told when it dies there.

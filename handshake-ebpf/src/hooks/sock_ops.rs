@@ -23,7 +23,7 @@ use handshake_common::{
 use crate::{
     emit::{count, now_ns, submit},
     filter,
-    maps::{ACTIVE_OPENS, ENDED, REQUESTS, Request},
+    maps::{ACTIVE_OPENS, ENDED, Request, insert_request},
 };
 
 /// The SYN leaves; ports are final. Process and addresses were noted at CLOSED->SYN-SENT.
@@ -79,9 +79,7 @@ fn syn_arrives(cookie: u64) {
         synack_retransmits: 0,
         flags: 0,
     };
-    if REQUESTS.insert(cookie, entry, 0).is_err() {
-        count(Counter::RequestsFull);
-    }
+    insert_request(cookie, &entry);
 }
 
 /// All callbacks of all sockets below the root of the cgroup hierarchy.

@@ -26,7 +26,7 @@ use crate::{
         sock::Sock,
         task,
     },
-    maps::{ACTIVE_OPENS, CONNECT_CALLS, DROPS, QUEUED, Queued, REQUESTS, RUNTIME, new_queued},
+    maps::{self, ACTIVE_OPENS, CONNECT_CALLS, DROPS, QUEUED, Queued, RUNTIME, new_queued, remove_request},
     words,
 };
 
@@ -199,21 +199,23 @@ fn child_without_probes<M: Memory>(sock: Sock<M>, new: u8, now: u64) {
         fill(event);
         finish(sock, new, false, event);
     });
-    let _ = REQUESTS.remove(cookie);
+    remove_request(cookie);
 }
 
 /// What sock_ops noted of the SYN under the child's cookie.
 #[inline(always)]
 pub fn syn_by_cookie(cookie: u64, passive: &mut PassiveOpen) {
-    match REQUESTS.get_ptr(cookie) {
+    match maps::request(cookie) {
         // SAFETY: a live entry.
-        Some(request) if cookie != 0 => unsafe {
+        Some(request) => unsafe {
             passive.syn_ns = (*request).syn_ns;
             passive.last_retransmit_ns = (*request).last_retransmit_ns;
             passive.synack_retransmits = (*request).synack_retransmits;
         },
-        _ if syn_is_noted() => passive.flags |= flags::SYN_NOT_SEEN,
-        _ => {}
+        None if !syn_is_noted() => {}
+        // Sockets that nobody asked for have no cookie: that of a request whose SYN was noted has one.
+        None if cookie != 0 && maps::may_be_driven_out(cookie) => passive.flags |= flags::SYN_TABLE_FULL,
+        None => passive.flags |= flags::SYN_NOT_SEEN,
     }
 }
 

@@ -196,6 +196,8 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
     let counts_syn_acks = known.is_some() && !syn_cookie && (syn_ns.is_some() || synack_ns.is_some());
     let late_start = syn_ns.is_none() && synack_ns.is_some();
     let syn_not_seen = known.is_some_and(|open| open.syn_not_seen);
+    // Tracepoint mode knows no time of the SYN-ACK, from which the latency could start.
+    let syn_had_no_room = syn_ns.is_none() && known.is_some_and(|open| open.syn_table_full);
 
     let agreed = known.map(|open| open.agreed).unwrap_or_default();
     let isn = Isn { local: agreed.local_isn, remote: agreed.remote_isn };
@@ -263,7 +265,7 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
             (syns_dropped != 0, Flag::SynDropped),
             (ack_dropped, Flag::AckDropped),
             (child.seen_late || syn_not_seen, Flag::SeenLate),
-            (late_start && !syn_not_seen, Flag::SynTimeLost),
+            (syn_had_no_room || late_start && !syn_not_seen, Flag::SynTimeLost),
             (head.events_lost, Flag::EventsLost),
         ]),
         attach: head.attach,

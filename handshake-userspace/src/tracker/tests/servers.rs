@@ -116,6 +116,13 @@ fn syn_that_found_the_kernel_table_full_is_marked() {
 }
 
 #[test]
+fn syn_that_found_the_kernel_table_full_is_marked_where_the_syn_ack_has_no_time() {
+    let server = given_listener().with(|facts| facts.syn_table_full = true).wait(MS);
+    let record = server.final_ack().accept().expect(Outcome::Established);
+    assert_eq!((record.flags, record.latency_ns), (vec![Flag::SynTimeLost], None));
+}
+
+#[test]
 fn syn_cookie_has_no_round_trip_and_no_retransmission_count() {
     let server = given_listener().with(|facts| facts.syn_cookie = true).wait(40 * MS);
     let record = server.final_ack().accept().expect(Outcome::Established);
