@@ -56,7 +56,8 @@ pub struct TrackerConfig {
     pub boot: u32,
     /// How far out of order observations may come.
     pub window_ns: u64,
-    /// Observations that may wait in the window; beyond that the oldest is processed early.
+    /// Observations that may wait in the window; beyond that the oldest is processed early. Five million a second
+    /// fill it.
     pub max_held: usize,
     /// Handshakes that may be open at once.
     pub max_open: usize,
@@ -81,7 +82,7 @@ impl Default for TrackerConfig {
         TrackerConfig {
             boot: 0,
             window_ns: 50_000_000,
-            max_held: 1_000_000,
+            max_held: 250_000,
             max_open: 200_000,
             max_queued: 200_000,
             accept_patience_ns: 1_000_000_000,

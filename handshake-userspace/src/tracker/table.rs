@@ -26,6 +26,10 @@ pub(super) enum Patience {
     Forever,
 }
 
+/// What the table needs for each entry beside what the entry points to: a slot and its place in the index. Both
+/// grow by doubling, so up to half of them is free.
+#[cfg(test)]
+pub(super) const BYTES_PER_ENTRY: usize = 2 * (size_of::<Slot>() + size_of::<(u64, u32)>() + 1);
 const QUEUES: usize = 5;
 const NONE: u32 = u32::MAX;
 

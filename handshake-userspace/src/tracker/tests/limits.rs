@@ -118,3 +118,24 @@ fn open_handshakes_can_be_listed() {
     open.sort_by_key(|(counter, _)| *counter);
     assert_eq!(open, vec![(1, Step::SynSent), (2, Step::InAcceptQueue)]);
 }
+
+/// What docs/KERNEL.md (Memory) states.
+const STATED_BYTES: usize = 256 << 20;
+
+#[test]
+fn full_tables_take_no_more_memory_than_is_stated() {
+    use super::super::{
+        TrackerConfig, active_open::ActiveOpen, drops::DroppedAttempt, passive_open::Child,
+        queued::QueuedChild, table::BYTES_PER_ENTRY,
+    };
+    // Each box of the allocator has a head of its own.
+    const HEAD: usize = 16;
+    let config = TrackerConfig::default();
+    let boxed = [size_of::<ActiveOpen>(), size_of::<Child>(), size_of::<DroppedAttempt>()];
+    let open = boxed.into_iter().max().unwrap_or(0) + HEAD + BYTES_PER_ENTRY;
+    let queued = size_of::<QueuedChild>() + HEAD + BYTES_PER_ENTRY;
+    // In the window: time, order and a box each, in a queue of which up to half is free.
+    let held = size_of::<Observation>() + HEAD + 2 * 3 * size_of::<u64>();
+    let bytes = config.max_open * open + config.max_queued * queued + config.max_held * held;
+    assert!(bytes <= STATED_BYTES, "{bytes} bytes");
+}
