@@ -8,7 +8,6 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated;
 use handshake_common::{
-    counter::Counter,
     endpoint::Endpoints,
     event::{ABI_VERSION, Attach, Event, EventHeader, EventKind, passive_open::flags, snapshot::SocketSeen},
     filter::{ROLE_CLIENT, ROLE_SERVER},
@@ -17,7 +16,7 @@ use handshake_common::{
 
 use super::passive_open::accept_is_seen;
 use crate::{
-    emit::{count, now_ns},
+    emit::now_ns,
     filter,
     globals::offset,
     kernel::{

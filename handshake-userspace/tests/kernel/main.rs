@@ -9,6 +9,7 @@
 
 mod accept_queue;
 mod active_open;
+mod bounds;
 mod btf_file;
 mod canary;
 mod drops;
@@ -29,6 +30,9 @@ mod refused_options;
 mod second_account;
 mod second_source;
 mod seen_late;
+mod skipped_hits;
+mod syn_flood;
+mod tally;
 mod throughput;
 mod tracer;
 mod traffic;

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     os::fd::AsRawFd,
     time::{Duration, Instant},
 };
@@ -40,6 +40,18 @@ pub fn finish(socket: &Socket) -> io::Result<()> {
 /// Closes with a RST instead of a FIN.
 pub fn reset(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER can be set");
+}
+
+/// Connects to a port of loopback where nobody listens, from one of loopback's many addresses.
+pub fn be_refused(number: u64) {
+    let from = Ipv4Addr::new(127, 0, (number >> 8) as u8, (number % 250) as u8 + 2);
+    let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, (number % 1_000) as u16 + 1);
+    let socket = tcp_socket();
+    // Without this the kernel would look for a port that is free for every remote end.
+    set_option(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);
+    socket.bind(&SocketAddrV4::new(from, 0).into()).expect("loopback has this address");
+    let error = socket.connect(&to.into()).expect_err("nobody listens");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{error}");
 }
 
 /// Sets an option that has a number for its value.
