@@ -97,6 +97,15 @@ pub fn live(binary: &Path, filter: &str, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
+/// Which of the tests.
+#[derive(Clone, Copy)]
+pub struct Chosen<'a> {
+    /// Only those whose name contains this.
+    pub filter: &'a str,
+    /// Those too that take a minute or more.
+    pub long: bool,
+}
+
 struct Job<'a> {
     kernel: &'a Kernel,
     mode: Mode,
@@ -107,7 +116,7 @@ pub fn in_vms(
     binary: &Path,
     kernels: &[Kernel],
     modes: &[Mode],
-    filter: &str,
+    chosen: Chosen<'_>,
     results: &mut Results,
 ) -> Result<()> {
     if kernels.is_empty() {
@@ -131,7 +140,7 @@ pub fn in_vms(
                 loop {
                     let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some((place, job)) = next else { break };
-                    let run = job.run(binary, filter);
+                    let run = job.run(binary, chosen);
                     ended.lock().unwrap_or_else(PoisonError::into_inner).push((place, run));
                 }
             });
@@ -151,12 +160,12 @@ pub fn in_vms(
 }
 
 impl Job<'_> {
-    fn run(&self, binary: &Path, filter: &str) -> Run {
+    fn run(&self, binary: &Path, chosen: Chosen<'_>) -> Run {
         let begun = Instant::now();
         let mut tally = Tally::default();
         let mut log = String::new();
         let name = format!("{} {}", self.kernel.name, self.mode.name());
-        let fault = match self.boot(binary, filter, |line| {
+        let fault = match self.boot(binary, chosen, |line| {
             log.push_str(line);
             log.push('\n');
             tally.line(line);
@@ -201,14 +210,16 @@ impl Job<'_> {
         run
     }
 
-    fn boot(&self, binary: &Path, filter: &str, print: impl FnMut(&str)) -> Result<(End, String)> {
+    fn boot(&self, binary: &Path, chosen: Chosen<'_>, print: impl FnMut(&str)) -> Result<(End, String)> {
         let (attach, append) = match self.mode {
             Mode::Lockdown => ("fentry", "lockdown=confidentiality"),
             mode => (mode.name(), ""),
         };
         let lockdown = if self.mode == Mode::Lockdown { "HANDSHAKE_LOCKDOWN=1 " } else { "" };
+        let long = if chosen.long { "HANDSHAKE_LONG=1 " } else { "" };
+        let filter = chosen.filter;
         let script = format!(
-            "HANDSHAKE_BIN=/w/handshake HANDSHAKE_VM=1 HANDSHAKE_ATTACH={attach} {lockdown}RUST_BACKTRACE=0 \
+            "HANDSHAKE_BIN=/w/handshake HANDSHAKE_VM=1 HANDSHAKE_ATTACH={attach} {lockdown}{long}RUST_BACKTRACE=0 \
              ./kernel-tests --test-threads=1 --show-output '{filter}'"
         );
         let files = [

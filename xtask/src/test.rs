@@ -35,6 +35,9 @@ pub struct Arguments {
     /// Leave out the tests on this machine's own kernel
     #[arg(long)]
     pub only_vms: bool,
+    /// Run also the tests that take a minute or more each in an emulated guest: floods, the packet capture
+    #[arg(long)]
+    pub long: bool,
     /// Run only kernel tests whose name contains this
     #[arg(long, default_value = "")]
     pub filter: String,
@@ -110,7 +113,8 @@ fn run(arguments: &Arguments) -> Result<Results> {
     if !arguments.only_vms {
         kernel_test::live(&binary, &arguments.filter, &mut results)?;
     }
-    kernel_test::in_vms(&binary, &kernels, &arguments.modes, &arguments.filter, &mut results)?;
+    let chosen = kernel_test::Chosen { filter: &arguments.filter, long: arguments.long };
+    kernel_test::in_vms(&binary, &kernels, &arguments.modes, chosen, &mut results)?;
     println!("\nThe output of each VM is in {}", kernel_test::output_folder().display());
     println!("{}", results.report());
     Ok(results)

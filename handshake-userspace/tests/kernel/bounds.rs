@@ -12,7 +12,7 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    environment::{attach, has_probes, in_vm, is_fit, patience},
+    environment::{attach, has_probes, in_vm, is_fit_for_long, patience},
     netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
     syn_flood::{Flood, let_in},
     tally::{Tally, Total},
@@ -228,7 +228,7 @@ fn send(pair: &Pair, to: SocketAddr, tally: &Tally, count: u64) -> (Load, u64) {
 
 #[test]
 fn a_syn_flood_without_cookies_is_told_or_counted_to_the_last_syn() {
-    if !is_fit("a_syn_flood_without_cookies_is_told_or_counted_to_the_last_syn") {
+    if !is_fit_for_long("a_syn_flood_without_cookies_is_told_or_counted_to_the_last_syn") {
         return;
     }
     // More than the kernel side remembers (in a VM they die faster than they come), and fewer than come: the
@@ -266,7 +266,7 @@ fn a_syn_flood_without_cookies_is_told_or_counted_to_the_last_syn() {
 
 #[test]
 fn a_syn_flood_answered_by_cookies_hides_no_connection() {
-    if !is_fit("a_syn_flood_answered_by_cookies_hides_no_connection") {
+    if !is_fit_for_long("a_syn_flood_answered_by_cookies_hides_no_connection") {
         return;
     }
     // Room for 256 requests; the kernel answers all else by a cookie and keeps nothing.
@@ -293,7 +293,7 @@ fn a_syn_flood_answered_by_cookies_hides_no_connection() {
 
 #[test]
 fn connections_left_half_open_are_told_or_counted_and_hide_no_other() {
-    if !is_fit("connections_left_half_open_are_told_or_counted_and_hide_no_other") {
+    if !is_fit_for_long("connections_left_half_open_are_told_or_counted_and_hide_no_other") {
         return;
     }
     // Long enough that all are half open at once: SYN-ACKs after 1 and 3 s, after 7 s if the kernel has patience.
@@ -319,7 +319,7 @@ fn connections_left_half_open_are_told_or_counted_and_hide_no_other() {
 
 #[test]
 fn refused_connections_are_all_told() {
-    if !is_fit("refused_connections_are_all_told") {
+    if !is_fit_for_long("refused_connections_are_all_told") {
         return;
     }
     let pair = Pair::new();

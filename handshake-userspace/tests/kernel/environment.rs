@@ -61,6 +61,18 @@ pub fn is_fit(test: &str) -> bool {
     false
 }
 
+/// Whether a test that takes a minute or more in an emulated guest may run. On a machine it always may.
+pub fn is_fit_for_long(test: &str) -> bool {
+    if !is_fit(test) {
+        return false;
+    }
+    let wanted = !in_vm() || std::env::var_os("HANDSHAKE_LONG").is_some();
+    if !wanted {
+        skip(test, "it takes a minute or more in an emulated guest; `cargo xtask test --long` runs it");
+    }
+    wanted
+}
+
 /// Whether segments can be delayed here.
 pub fn can_delay(test: &str) -> bool {
     let can = in_vm();

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    environment::{in_vm, is_fit, patience, skip},
+    environment::{in_vm, is_fit_for_long, patience, skip},
     netns::{CLIENT_V4, Netns},
     tally::Tally,
     traffic::be_refused,
@@ -56,7 +56,7 @@ fn kernels_count(pid: u32) -> Option<u64> {
 #[test]
 fn hits_that_the_kernel_skipped_are_counted_as_the_kernel_counts_them() {
     const NAME: &str = "hits_that_the_kernel_skipped_are_counted_as_the_kernel_counts_them";
-    if !is_fit(NAME) {
+    if !is_fit_for_long(NAME) {
         return;
     }
     let netns = Netns::new("k");
