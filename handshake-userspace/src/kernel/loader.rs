@@ -8,14 +8,14 @@
 use std::collections::{HashMap, HashSet};
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Btf, Ebpf,
     maps::{Array, Map, MapData, RingBuf},
     programs::{
         BtfTracePoint, CgroupAttachMode, FEntry, FExit, KProbe, Program as LoadedProgram, SockOps, TracePoint,
     },
 };
 use bytes::Bytes;
-use handshake_common::{event::Attach, filter::Filter, offsets::Offsets};
+use handshake_common::event::Attach;
 
 use super::{
     AttachChoice, Attached, HookStatus, LiveTrace, StartError, TraceOptions,
@@ -23,6 +23,7 @@ use super::{
     btf::{Btf as KernelBtf, BtfError},
     canary::Canary,
     counters::KernelCounters,
+    globals::{Globals, ring_bytes},
     hook_table::{HOOKS, Hook, LACKS_UNDER_LOCKDOWN, Place, Program, STATE_CHANGED, Way},
     host, log_messages,
     mib::MibReader,
@@ -31,19 +32,9 @@ use super::{
     snapshot,
     sweep::Sweeper,
 };
-use crate::{
-    model::drop_reasons::DropReasons,
-    source::ring_buffer::{RingBufferSource, monotonic_ns},
-};
+use crate::{model::drop_reasons::DropReasons, source::ring_buffer::RingBufferSource};
 
 const BTF_OF_THE_KERNEL: &str = "/sys/kernel/btf/vmlinux";
-/// Per CPU; rounded up to a power of two and bounded below.
-const RING_BYTES_PER_CPU: usize = 1 << 20;
-/// Holds what 400,000 events a second leave between two drains.
-const RING_BYTES_MIN: usize = 4 << 20;
-const RING_BYTES_MAX: usize = 32 << 20;
-/// The reader is woken before its timer when this part of the ring is full.
-const WAKE_AT_PART: u64 = 4;
 /// A mode in which this many hooks failed and none worked is not tried for the others.
 const FAILURES_THAT_CONDEMN_A_MODE: usize = 2;
 
@@ -75,7 +66,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         told_reasons: drop_reasons.told(),
         ring_bytes,
     };
-    let mut ebpf = load(bytes, &globals, &btf, cpus)?;
+    let mut ebpf = globals.load(bytes, &btf, cpus)?;
     let mut counters = KernelCounters::map(&ebpf, cpus)?;
     let mut attacher = Attacher::new(&btf, options.attach, locked);
     let mut hooks = Vec::with_capacity(HOOKS.len());
@@ -133,15 +124,6 @@ fn refusal(problem: &str, btf: &std::path::Path) -> String {
     )
 }
 
-/// What the programs know as constants.
-struct Globals {
-    offsets: Offsets,
-    filter: Filter,
-    locked_down: u32,
-    told_reasons: [u64; 4],
-    ring_bytes: u32,
-}
-
 fn resolve(path: &std::path::Path) -> Result<(ResolvedOffsets, DropReasons), StartError> {
     if !path.exists() {
         return Err(StartError::Unsupported(format!(
@@ -159,35 +141,6 @@ fn resolve(path: &std::path::Path) -> Result<(ResolvedOffsets, DropReasons), Sta
     })?;
     let offsets = offsets::resolve(&btf).map_err(|error| StartError::Unsupported(error.to_string()))?;
     Ok((offsets, super::drop_reasons::of(&btf)))
-}
-
-fn load(bytes: &[u8], globals: &Globals, btf: &Btf, cpus: usize) -> Result<Ebpf, StartError> {
-    let loaded_ns = monotonic_ns();
-    let wake_at_bytes = u64::from(globals.ring_bytes) / WAKE_AT_PART;
-    let log_level = log_messages::level();
-    EbpfLoader::new()
-        .btf(Some(btf))
-        .override_global("OFFSETS", &globals.offsets, true)
-        .override_global("FILTER", &globals.filter, true)
-        .override_global("LOCKED_DOWN", &globals.locked_down, true)
-        .override_global("LOADED_NS", &loaded_ns, true)
-        .override_global("WAKE_AT_BYTES", &wake_at_bytes, true)
-        .override_global("TOLD_REASONS", &globals.told_reasons, true)
-        // Absent when no log statement survived compilation.
-        .override_global(aya_log::LEVEL, &log_level, false)
-        .map_max_entries("EVENTS", globals.ring_bytes)
-        .map_max_entries("COUNTERS", cpus as u32)
-        .load(bytes)
-        .map_err(|error| StartError::Failed(format!("the kernel refused our maps: {}", chain(&error))))
-}
-
-/// A power of two and a multiple of the page, as the kernel wants it.
-fn ring_bytes(asked: Option<u32>, cpus: usize) -> u32 {
-    let bytes = match asked {
-        Some(asked) => (asked as usize).max(rustix::param::page_size()),
-        None => (cpus * RING_BYTES_PER_CPU).clamp(RING_BYTES_MIN, RING_BYTES_MAX),
-    };
-    u32::try_from(bytes.next_power_of_two()).unwrap_or(1 << 31)
 }
 
 /// `Runtime` of the kernel side: what it may rely on. See handshake-ebpf/src/maps.rs.

@@ -9,6 +9,7 @@ mod canary;
 mod counters;
 pub mod doctor;
 mod drop_reasons;
+mod globals;
 mod hook_table;
 mod host;
 mod listener_owner;

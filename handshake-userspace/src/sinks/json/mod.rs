@@ -56,6 +56,7 @@
 //!  "causes":{"ring_full":3}}
 //! ```
 
+mod account;
 mod second_account;
 mod wire;
 pub mod words;
@@ -75,8 +76,10 @@ pub fn write_line(record: &Record, out: &mut Vec<u8>) -> io::Result<()> {
             serde_json::to_writer(&mut *out, &wire::Handshake::new(handshake, *time))
         }
         Record::Accept(accept, time) => serde_json::to_writer(&mut *out, &wire::Accept::new(accept, *time)),
-        Record::Health(health, time) => serde_json::to_writer(&mut *out, &wire::Health::new(health, *time)),
-        Record::Lost(lost, time) => serde_json::to_writer(&mut *out, &wire::Lost::new(lost, *time)),
+        Record::Health(health, time) => {
+            serde_json::to_writer(&mut *out, &account::Health::new(health, *time))
+        }
+        Record::Lost(lost, time) => serde_json::to_writer(&mut *out, &account::Lost::new(lost, *time)),
     };
     if let Err(error) = written {
         out.truncate(before);

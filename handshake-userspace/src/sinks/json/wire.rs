@@ -5,7 +5,6 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
     fmt::{self, Display},
     net::{IpAddr, SocketAddr},
 };
@@ -13,14 +12,14 @@ use std::{
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use super::{second_account::SecondAccount, words};
+use super::words;
 use crate::{
-    model::{handshake as model, health, outcome::EvidenceKind, process},
-    sinks::{self, WallTime, errno},
+    model::{handshake as model, outcome::EvidenceKind, process},
+    sinks::{WallTime, errno},
 };
 
 /// Raised when a reader of the old records would read the new ones wrongly.
-const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 1;
 
 #[derive(Serialize)]
 pub(super) struct Handshake<'a> {
@@ -186,94 +185,6 @@ impl<'a> Accept<'a> {
 }
 
 #[derive(Serialize)]
-pub(super) struct Health<'a> {
-    schema: u32,
-    kind: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    time: Option<Shown<Time>>,
-    seen: u64,
-    established: u64,
-    failed: u64,
-    in_flight: u64,
-    incomplete: u64,
-    queued: u64,
-    lost: u64,
-    unmatched: u64,
-    table_full: u64,
-    late: u64,
-    outcomes: &'a BTreeMap<&'static str, u64>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    kernel: &'a BTreeMap<&'static str, u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ring_full_by_cpu: Option<&'a BTreeMap<u32, u64>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    missed_probes: Option<u64>,
-    undecodable: u64,
-    unknown_kind: u64,
-    sink_dropped: u64,
-    filtered_unknown: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    canary: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kernel_counters: Option<SecondAccount<'a>>,
-}
-
-impl<'a> Health<'a> {
-    pub(super) fn new(health: &'a health::Health, time: WallTime) -> Self {
-        let tracker = &health.tracker;
-        Health {
-            schema: SCHEMA,
-            kind: "health",
-            time: shown_time(time),
-            seen: tracker.seen,
-            established: tracker.established,
-            failed: tracker.failed,
-            in_flight: tracker.in_flight,
-            incomplete: tracker.incomplete,
-            queued: tracker.queued,
-            lost: health.lost(),
-            unmatched: tracker.unmatched,
-            table_full: tracker.table_full,
-            late: tracker.late,
-            outcomes: &health.outcomes,
-            kernel: &health.kernel,
-            ring_full_by_cpu: (!health.kernel.is_empty()).then_some(&health.ring_full_by_cpu),
-            missed_probes: health.missed_probes,
-            undecodable: health.undecodable,
-            unknown_kind: health.unknown_kind,
-            sink_dropped: health.sink_dropped,
-            filtered_unknown: health.filtered_unknown,
-            canary: health.canary.map(health::Canary::word),
-            kernel_counters: SecondAccount::of(health),
-        }
-    }
-}
-
-#[derive(Serialize)]
-pub(super) struct Lost<'a> {
-    schema: u32,
-    kind: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    time: Option<Shown<Time>>,
-    total: u64,
-    grown: u64,
-    causes: &'a BTreeMap<&'static str, u64>,
-}
-
-impl<'a> Lost<'a> {
-    pub(super) fn new(lost: &'a sinks::Lost, time: WallTime) -> Self {
-        Lost {
-            schema: SCHEMA,
-            kind: "lost",
-            time: shown_time(time),
-            total: lost.total,
-            grown: lost.grown,
-            causes: &lost.causes,
-        }
-    }
-}
-
-#[derive(Serialize)]
 struct Evidence {
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -391,7 +302,7 @@ struct AcceptQueue {
 }
 
 /// Serialises as the string that it displays, without building that string first.
-struct Shown<T>(T);
+pub(super) struct Shown<T>(T);
 
 impl<T: Display> Serialize for Shown<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -399,7 +310,7 @@ impl<T: Display> Serialize for Shown<T> {
     }
 }
 
-struct Time(Timestamp);
+pub(super) struct Time(Timestamp);
 
 impl Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -407,7 +318,7 @@ impl Display for Time {
     }
 }
 
-fn shown_time(time: WallTime) -> Option<Shown<Time>> {
+pub(super) fn shown_time(time: WallTime) -> Option<Shown<Time>> {
     Timestamp::from_nanosecond(i128::from(time?)).ok().map(|time| Shown(Time(time)))
 }
 
