@@ -131,7 +131,7 @@ fn the_kernel_counted_every_handshake_of_a_mixed_load_that_we_saw() {
     let records = tracer.stop();
     let health = records.last().expect("there is a last record");
     expect_agreement(health, &[&alone, &pair.client, &pair.server]);
-    assert!(health.number("kernel_counters.failed_opens.seen").is_some_and(|failed| failed >= 5), "{health}");
+    assert!(health.number("kernel_counters.failed_opens.seen").is_some_and(|failed| failed >= 3), "{health}");
     if has_probes() {
         let resets = health.number("kernel_counters.embryonic_resets.seen");
         assert!(resets.is_some_and(|resets| resets >= 1), "{health}");
