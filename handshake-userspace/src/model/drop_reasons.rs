@@ -8,13 +8,15 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Named, and not told: they say nothing, or no drop, or a refusal that is answered, or a frame that was meant for
-/// another host and that this one only overheard, or a SYN that came after its own handshake.
+/// another host and that this one only overheard, or a SYN that came after its own handshake, or what a socket still
+/// held when it was closed: a Fast Open child has its SYN, for the data in it, in its receive queue.
 const NOT_TOLD: &[&str] = &[
     "NOT_SPECIFIED",
     "NOT_DROPPED_YET",
     "CONSUMED",
     "NO_SOCKET",
     "OTHERHOST",
+    "QUEUE_PURGE",
     "TCP_INVALID_SYN",
     // What 6.1 calls the same when the SYN's timestamp is older than the final ACK's.
     "TCP_RFC7323_PAWS",
@@ -62,6 +64,7 @@ mod tests {
             (3, "NO_SOCKET"),
             (4, "OTHERHOST"),
             (5, "NETFILTER_DROP"),
+            (6, "QUEUE_PURGE"),
             (70, "TCP_MD5FAILURE"),
             (71, "TCP_INVALID_SYN"),
             (72, "TCP_RFC7323_PAWS"),

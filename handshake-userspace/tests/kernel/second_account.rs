@@ -222,6 +222,10 @@ fn a_fast_open_child_that_is_reset_half_open_is_in_both_accounts() {
     drop(listener);
     let records = tracer.stop();
     expect_agreement(records.last().expect("there is a last record"), &[&pair.client, &pair.server]);
+    // The SYN's data dies with the child that holds it; nobody dropped the SYN.
+    let is_dropped =
+        |record: &&Record| record.text("outcome") == Some("syn_dropped") && record.is("server", to.port());
+    assert_eq!(records.iter().find(is_dropped), None);
 }
 
 #[test]
