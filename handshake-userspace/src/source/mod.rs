@@ -6,6 +6,7 @@
 pub mod live;
 pub mod recording;
 pub mod ring_buffer;
+mod ring_positions;
 
 use bytes::Bytes;
 

@@ -1,10 +1,10 @@
 //! The kernel side's ring buffer as an event source on tokio.
 //!
 //! A timer drains the ring; the kernel side wakes us only when it is filling up faster than that. What a newcomer
-//! would get wrong: the clock is read **before** the ring is drained, and the tick is handed on after it: then
-//! everything that happened before the tick has been given.
+//! would get wrong: the clock is read **before** the ring is drained, and the tick is handed on after it, and only if what
+//! was reserved by then has all been read: then everything that happened before the tick has been given.
 
-use std::{io, time::Duration};
+use std::{io, os::fd::AsFd as _, time::Duration};
 
 use aya::maps::{MapData, RingBuf};
 use bytes::BytesMut;
@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior},
 };
 
-use super::{EventSource, SourceError, SourceItem};
+use super::{EventSource, SourceError, SourceItem, ring_positions::RingPositions};
 use crate::model::observation::ClockAnchor;
 
 /// How long an event may wait in the ring below the watermark: what a person at the live tail doesn't notice.
@@ -28,6 +28,7 @@ const BLOCK_BYTES: usize = 256 * 1024;
 /// Reads the kernel side's ring buffer.
 pub struct RingBufferSource {
     ring: AsyncFd<RingBuf<MapData>>,
+    positions: RingPositions,
     timer: Interval,
     block: BytesMut,
     /// Sockets that were there before us, given first.
@@ -40,6 +41,7 @@ pub struct RingBufferSource {
 impl RingBufferSource {
     /// Takes the ring over; `snapshot` is given before its first event. Needs a tokio runtime.
     pub(crate) fn new(ring: RingBuf<MapData>, snapshot: Vec<SourceItem>) -> io::Result<Self> {
+        let positions = RingPositions::map(ring.as_fd())?;
         // SAFETY: aya's RingBuf owns its descriptor and gives the same one until it is dropped.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(|error| io::Error::other(error.to_string()))?;
@@ -47,6 +49,7 @@ impl RingBufferSource {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(RingBufferSource {
             ring,
+            positions,
             timer,
             block: BytesMut::with_capacity(BLOCK_BYTES),
             snapshot,
@@ -99,8 +102,10 @@ impl EventSource for RingBufferSource {
     fn drain(&mut self, batch: &mut Vec<SourceItem>) -> Result<(), SourceError> {
         self.anchor_if_due(batch);
         let now_ns = monotonic_ns();
+        // An event's time is read after its place was reserved: what happened before `now_ns` lies before this.
+        let reserved = self.positions.reserved();
         self.more = !self.take(batch);
-        if !self.more {
+        if self.positions.have_passed(reserved) {
             batch.push(SourceItem::Tick { now_ns });
         }
         Ok(())
