@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     btf_file::BtfFile,
-    environment::{attach, has_probes, is_fit, program},
+    environment::{attach, has_probes, is_fit, is_fit_once, program},
     netns::Netns,
     tracer::Tracer,
 };
@@ -51,7 +51,7 @@ fn swapped_addresses_are_found_before_the_first_line() {
 
 #[test]
 fn swapped_ports_are_found_before_the_first_line() {
-    if !is_fit("swapped_ports_are_found_before_the_first_line") {
+    if !is_fit_once("swapped_ports_are_found_before_the_first_line") {
         return;
     }
     expect_refusal("skc_dport", "skc_num", "127.");
@@ -59,7 +59,7 @@ fn swapped_ports_are_found_before_the_first_line() {
 
 #[test]
 fn a_wrong_error_field_is_found_before_the_first_line() {
-    if !is_fit("a_wrong_error_field_is_found_before_the_first_line") {
+    if !is_fit_once("a_wrong_error_field_is_found_before_the_first_line") {
         return;
     }
     expect_refusal("sk_err", "sk_err_soft", "outcome");
@@ -67,7 +67,7 @@ fn a_wrong_error_field_is_found_before_the_first_line() {
 
 #[test]
 fn swapped_isns_are_found_before_the_first_line() {
-    if !is_fit("swapped_isns_are_found_before_the_first_line") {
+    if !is_fit_once("swapped_isns_are_found_before_the_first_line") {
         return;
     }
     if has_probes() {
@@ -81,7 +81,7 @@ fn swapped_isns_are_found_before_the_first_line() {
 
 #[test]
 fn the_canary_passes_every_filter_and_shows_in_none() {
-    if !is_fit("the_canary_passes_every_filter_and_shows_in_none") {
+    if !is_fit_once("the_canary_passes_every_filter_and_shows_in_none") {
         return;
     }
     for filter in [
@@ -112,7 +112,7 @@ fn the_canary_passes_every_filter_and_shows_in_none() {
 
 #[test]
 fn a_loopback_that_is_down_is_a_warning_and_no_refusal() {
-    if !is_fit("a_loopback_that_is_down_is_a_warning_and_no_refusal") {
+    if !is_fit_once("a_loopback_that_is_down_is_a_warning_and_no_refusal") {
         return;
     }
     let netns = Netns::new("d");

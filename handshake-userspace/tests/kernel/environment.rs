@@ -61,6 +61,23 @@ pub fn is_fit(test: &str) -> bool {
     false
 }
 
+/// Whether a test of what is the same in every mode may run. Each start of a tracer takes seconds in an emulated guest,
+/// so there it runs once a kernel, with fentry.
+pub fn is_fit_once(test: &str) -> bool {
+    if !is_fit(test) {
+        return false;
+    }
+    let wanted =
+        !in_vm() || std::env::var_os("HANDSHAKE_LONG").is_some() || attach() == "fentry" && !is_locked_down();
+    if !wanted {
+        skip(
+            test,
+            "it is the same in every mode and runs in fentry mode; `cargo xtask test --long` runs it in each",
+        );
+    }
+    wanted
+}
+
 /// Whether a test that takes a minute or more in an emulated guest may run. On a machine it always may.
 pub fn is_fit_for_long(test: &str) -> bool {
     if !is_fit(test) {

@@ -5,7 +5,7 @@
 
 use std::net::{TcpListener, TcpStream};
 
-use super::{environment::is_fit, netns::Netns, record::Record, tracer::Tracer};
+use super::{environment::is_fit_once, netns::Netns, record::Record, tracer::Tracer};
 
 /// Makes one loopback connection on threads of these names; gives the port.
 fn connection(netns: &Netns, client: &str, server: &str) -> u16 {
@@ -50,7 +50,7 @@ fn both_ends(filter: &[&str], dropped: impl FnOnce() -> u16, kept: impl FnOnce()
 
 #[test]
 fn a_filter_by_namespace_keeps_only_that_namespace() {
-    if !is_fit("a_filter_by_namespace_keeps_only_that_namespace") {
+    if !is_fit_once("a_filter_by_namespace_keeps_only_that_namespace") {
         return;
     }
     let (one, other) = (Netns::new("a"), Netns::new("b"));
@@ -64,7 +64,7 @@ fn a_filter_by_namespace_keeps_only_that_namespace() {
 
 #[test]
 fn a_filter_by_port_keeps_both_ends_of_it() {
-    if !is_fit("a_filter_by_port_keeps_both_ends_of_it") {
+    if !is_fit_once("a_filter_by_port_keeps_both_ends_of_it") {
         return;
     }
     let netns = Netns::new("f");
@@ -81,7 +81,7 @@ fn a_filter_by_port_keeps_both_ends_of_it() {
 
 #[test]
 fn a_filter_by_command_keeps_who_connects_and_who_accepts() {
-    if !is_fit("a_filter_by_command_keeps_who_connects_and_who_accepts") {
+    if !is_fit_once("a_filter_by_command_keeps_who_connects_and_who_accepts") {
         return;
     }
     let netns = Netns::new("f");
@@ -92,7 +92,7 @@ fn a_filter_by_command_keeps_who_connects_and_who_accepts() {
 
 #[test]
 fn a_filter_by_process_keeps_its_active_and_its_passive_opens() {
-    if !is_fit("a_filter_by_process_keeps_its_active_and_its_passive_opens") {
+    if !is_fit_once("a_filter_by_process_keeps_its_active_and_its_passive_opens") {
         return;
     }
     let netns = Netns::new("f");
@@ -117,7 +117,7 @@ fn a_filter_by_process_keeps_its_active_and_its_passive_opens() {
 
 #[test]
 fn a_filter_by_family_keeps_that_family_and_takes_mapped_addresses_for_ipv4() {
-    if !is_fit("a_filter_by_family_keeps_that_family_and_takes_mapped_addresses_for_ipv4") {
+    if !is_fit_once("a_filter_by_family_keeps_that_family_and_takes_mapped_addresses_for_ipv4") {
         return;
     }
     let netns = Netns::new("f");
@@ -141,7 +141,7 @@ fn a_filter_by_family_keeps_that_family_and_takes_mapped_addresses_for_ipv4() {
 
 #[test]
 fn a_filter_by_role_keeps_one_end() {
-    if !is_fit("a_filter_by_role_keeps_one_end") {
+    if !is_fit_once("a_filter_by_role_keeps_one_end") {
         return;
     }
     let netns = Netns::new("f");
@@ -166,7 +166,7 @@ fn a_filter_by_role_keeps_one_end() {
 
 #[test]
 fn a_filter_by_remote_network_keeps_connections_to_and_from_it() {
-    if !is_fit("a_filter_by_remote_network_keeps_connections_to_and_from_it") {
+    if !is_fit_once("a_filter_by_remote_network_keeps_connections_to_and_from_it") {
         return;
     }
     let netns = Netns::new("f");

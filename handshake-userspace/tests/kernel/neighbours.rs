@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    environment::{attach, in_vm, is_fit, program, skip},
+    environment::{attach, in_vm, is_fit, is_fit_once, program, skip},
     netns::Netns,
     record::{Record, all_of, count},
     tracer::Tracer,
@@ -49,7 +49,7 @@ fn expect_both_ends(tracer: &Tracer, port: u16) -> (Record, Record) {
 
 #[test]
 fn two_tracers_see_the_same_handshakes() {
-    if !is_fit("two_tracers_see_the_same_handshakes") {
+    if !is_fit_once("two_tracers_see_the_same_handshakes") {
         return;
     }
     let netns = Netns::new("b");
@@ -202,7 +202,7 @@ fn a_cpu_that_goes_and_comes_back_loses_nothing() {
     const NAME: &str = "a_cpu_that_goes_and_comes_back_loses_nothing";
     const SWITCH: &str = "/sys/devices/system/cpu/cpu1/online";
     const CONNECTIONS: usize = 10;
-    if !is_fit(NAME) {
+    if !is_fit_once(NAME) {
         return;
     }
     if !in_vm() {

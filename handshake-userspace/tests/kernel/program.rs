@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    environment::{attach, in_vm, is_fit, is_locked_down, names_no_drop_reasons, program, skip},
+    environment::{attach, in_vm, is_fit, is_fit_once, is_locked_down, names_no_drop_reasons, program, skip},
     netns::Netns,
     tracer::Tracer,
 };
@@ -25,7 +25,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn an_interrupt_ends_with_a_summary_that_adds_up() {
-    if !is_fit("an_interrupt_ends_with_a_summary_that_adds_up") {
+    if !is_fit_once("an_interrupt_ends_with_a_summary_that_adds_up") {
         return;
     }
     let netns = Netns::new("i");
@@ -47,7 +47,7 @@ fn an_interrupt_ends_with_a_summary_that_adds_up() {
 
 #[test]
 fn a_recording_replays_to_the_same_records() {
-    if !is_fit("a_recording_replays_to_the_same_records") {
+    if !is_fit_once("a_recording_replays_to_the_same_records") {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder can be made");
@@ -149,7 +149,7 @@ fn a_mode_that_this_kernel_lacks_is_refused_by_the_hook_that_failed() {
 
 #[test]
 fn a_file_that_is_no_btf_is_refused_by_name() {
-    if !is_fit("a_file_that_is_no_btf_is_refused_by_name") {
+    if !is_fit_once("a_file_that_is_no_btf_is_refused_by_name") {
         return;
     }
     let output = run(&["trace", "--btf", "/nowhere/vmlinux"]);
@@ -163,7 +163,7 @@ fn a_file_that_is_no_btf_is_refused_by_name() {
 
 #[test]
 fn messages_of_the_kernel_side_are_off_until_asked_for() {
-    if !is_fit("messages_of_the_kernel_side_are_off_until_asked_for") {
+    if !is_fit_once("messages_of_the_kernel_side_are_off_until_asked_for") {
         return;
     }
     for (filter, expected) in [("handshake_ebpf=debug", true), ("info", false)] {

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::{
-    environment::{has_probes, is_fit},
+    environment::{has_probes, is_fit, is_fit_once},
     netns::{Netns, Pair, SERVER_V4, SERVER_V6},
     peer::Server,
     record::{Record, all_of, count},
@@ -150,7 +150,7 @@ fn the_kernel_counted_every_handshake_of_a_mixed_load_that_we_saw() {
 
 #[test]
 fn a_handshake_that_is_open_when_we_start_or_stop_is_counted_once() {
-    if !is_fit("a_handshake_that_is_open_when_we_start_or_stop_is_counted_once") {
+    if !is_fit_once("a_handshake_that_is_open_when_we_start_or_stop_is_counted_once") {
         return;
     }
     let pair = Pair::new();
@@ -183,7 +183,7 @@ fn a_handshake_that_is_open_when_we_start_or_stop_is_counted_once() {
 
 #[test]
 fn a_fast_open_child_that_is_reset_half_open_is_in_both_accounts() {
-    if !is_fit("a_fast_open_child_that_is_reset_half_open_is_in_both_accounts") {
+    if !is_fit_once("a_fast_open_child_that_is_reset_half_open_is_in_both_accounts") {
         return;
     }
     let pair = Pair::new();
@@ -231,7 +231,7 @@ fn a_fast_open_child_that_is_reset_half_open_is_in_both_accounts() {
 #[test]
 fn what_the_ring_lost_is_what_the_kernel_counted_more() {
     const CONNECTIONS: u64 = 500;
-    if !is_fit("what_the_ring_lost_is_what_the_kernel_counted_more") {
+    if !is_fit_once("what_the_ring_lost_is_what_the_kernel_counted_more") {
         return;
     }
     let netns = Netns::new("d");
@@ -271,7 +271,7 @@ fn what_the_ring_lost_is_what_the_kernel_counted_more() {
 
 #[test]
 fn a_health_record_while_we_run_has_both_accounts() {
-    if !is_fit("a_health_record_while_we_run_has_both_accounts") {
+    if !is_fit_once("a_health_record_while_we_run_has_both_accounts") {
         return;
     }
     let netns = Netns::new("h");
@@ -293,7 +293,7 @@ fn a_health_record_while_we_run_has_both_accounts() {
 
 #[test]
 fn under_a_filter_by_port_the_kernel_counts_something_else() {
-    if !is_fit("under_a_filter_by_port_the_kernel_counts_something_else") {
+    if !is_fit_once("under_a_filter_by_port_the_kernel_counts_something_else") {
         return;
     }
     let tracer = Tracer::start(&["--port", "9"]);
@@ -305,7 +305,7 @@ fn under_a_filter_by_port_the_kernel_counts_something_else() {
 
 #[test]
 fn a_namespace_that_ends_meanwhile_is_left_out_and_counted() {
-    if !is_fit("a_namespace_that_ends_meanwhile_is_left_out_and_counted") {
+    if !is_fit_once("a_namespace_that_ends_meanwhile_is_left_out_and_counted") {
         return;
     }
     let (old, young) = (Netns::new("o"), Netns::new("y"));
