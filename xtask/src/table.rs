@@ -3,7 +3,7 @@
 //! It stands in docs/TESTING.md between two marks and is replaced there as a whole.
 //!
 //! What one would get wrong: it runs nothing. It reads what the last `cargo xtask test` of each kernel left in
-//! `target/test-output`, and refuses to make a table of runs that lack a kernel or a mode.
+//! `target/test-output`. A run of which nothing is kept has no column, and is named below the table.
 
 use crate::{
     kernel_test::output_folder,
@@ -17,6 +17,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs,
+    io::ErrorKind,
 };
 
 const BEGIN: &str = "<!-- `cargo xtask table` writes from here -->\n";
@@ -34,14 +35,29 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn main(arguments: &Arguments) -> Result<()> {
-    let mut runs = vec![(HOST.to_owned(), read(HOST)?)];
+    let mut names = vec![HOST.to_owned()];
     for kernel in Selection::all().0 {
-        for mode in [Mode::Fentry, Mode::Kprobe, Mode::Lockdown] {
-            let name = format!("{kernel}-{}", mode.name());
-            runs.push((name.clone(), read(&name)?));
+        names.extend(
+            [Mode::Fentry, Mode::Kprobe, Mode::Lockdown].map(|mode| format!("{kernel}-{}", mode.name())),
+        );
+    }
+    let (mut runs, mut absent) = (Vec::new(), Vec::new());
+    for name in names {
+        match read(&name)? {
+            Some(tally) => runs.push((name, tally)),
+            None => absent.push(name.replace('-', " ")),
         }
     }
-    let table = table(&runs);
+    if runs.is_empty() {
+        bail!(
+            "no output of any run in {}: `cargo xtask test --kernels all` leaves it there",
+            output_folder().display()
+        );
+    }
+    let mut table = table(&runs);
+    if !absent.is_empty() {
+        let _ = writeln!(table, "No output is kept of {}.\n", absent.join(", "));
+    }
     if arguments.print {
         print!("{table}");
         return Ok(());
@@ -57,17 +73,20 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn read(name: &str) -> Result<Tally> {
+/// `None` when nothing is kept of it.
+fn read(name: &str) -> Result<Option<Tally>> {
     let path = output_folder().join(format!("{name}.log"));
-    let text = fs::read_to_string(&path).with_context(|| {
-        format!("no output of {name}, {}: `cargo xtask test --kernels all` leaves it there", path.display())
-    })?;
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
     let mut tally = Tally::default();
     for line in text.lines() {
         tally.line(line);
     }
     tally.finish(None);
-    Ok(tally)
+    Ok(Some(tally))
 }
 
 fn table(runs: &[(String, Tally)]) -> String {
