@@ -3,10 +3,17 @@
 //! What a reader would get wrong: with SO_LINGER 0 nearly every child is reset in the accept queue, and all
 //! are accepted all the same.
 
-use std::net::{TcpListener, TcpStream};
+use std::{
+    io::ErrorKind,
+    net::{TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use socket2::SockRef;
 
 use super::{
-    environment::{in_vm, is_fit},
+    environment::{attach, in_vm, is_fit},
     netns::Netns,
     tracer::Tracer,
     traffic::{reset, until},
@@ -18,10 +25,23 @@ fn churn(close: fn(TcpStream)) {
     let tracer = Tracer::start(&["--netns", netns.name()]);
     let listener = netns.on_thread("hs-listen", || TcpListener::bind("127.0.0.1:0").expect("loopback is up"));
     let to = listener.local_addr().expect("it has an address");
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for _ in 0..connections {
-                drop(listener.accept().expect("a connection comes"));
+    // A client that resets on another CPU than it connected on can send the RST past its own final ACK. Then the
+    // request dies half open, and accept() never returns it.
+    SockRef::from(&listener)
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .expect("SO_RCVTIMEO can be set");
+    let all_are_made = AtomicBool::new(false);
+    let accepted = std::thread::scope(|scope| {
+        let acceptor = scope.spawn(|| {
+            let mut accepted = 0;
+            loop {
+                let over = all_are_made.load(Ordering::Acquire);
+                match listener.accept() {
+                    Ok(_) => accepted += 1,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock && over => break accepted,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(error) => panic!("accept() fails: {error}"),
+                }
             }
         });
         netns.on_thread("hs-client", || {
@@ -29,23 +49,39 @@ fn churn(close: fn(TcpStream)) {
                 close(TcpStream::connect(to).expect("it listens"));
             }
         });
+        all_are_made.store(true, Ordering::Release);
+        acceptor.join().expect("the acceptor ends")
     });
+    assert!(connections - accepted <= connections / 50, "{accepted} of {connections} were accepted");
+    // Without probes a request that dies half open is not seen; a kprobe may be skipped with all others of its softirq.
+    let at_least = if attach() == "fentry" { connections } else { accepted };
     let count = |role: &str| tracer.records().iter().filter(|record| record.is(role, to.port())).count();
     until("every connection has both records", || {
-        count("client") >= connections && count("server") >= connections
+        count("client") >= connections && count("server") >= at_least
     });
     let records = tracer.stop();
     let of = |role| records.iter().filter(move |record| record.is(role, to.port()));
     assert_eq!(of("client").count(), connections);
-    assert_eq!(of("server").count(), connections);
+    let served = of("server").count();
+    assert!((at_least..=connections).contains(&served), "{served} records of the server's end");
     let mut keys: Vec<_> = records.iter().filter_map(|record| record.text("key")).collect();
     keys.sort_unstable();
     keys.dedup();
-    assert_eq!(keys.len(), 2 * connections, "a key names one handshake");
+    assert_eq!(keys.len(), connections + served, "a key names one handshake");
+    let mut established = 0;
     for record in of("client").chain(of("server")) {
+        if record.text("role") == Some("server") && record.text("outcome") == Some("reset") {
+            continue;
+        }
+        established += 1;
         record.expect_text("outcome", "established").expect_present("process.pid");
         assert!(record.number("latency_ns").is_some_and(|ns| ns < 60_000_000_000), "{record}");
     }
+    assert_eq!(
+        established,
+        connections + accepted,
+        "what accept() returned was established, and nothing else"
+    );
 }
 
 #[test]
