@@ -89,9 +89,16 @@ fn read(name: &str) -> Result<Option<Tally>> {
     Ok(Some(tally))
 }
 
+/// The binary has tests of its own parts too, in modules of that name.
+fn is_scenario(name: &str) -> bool {
+    !name.contains("::tests::")
+}
+
 fn table(runs: &[(String, Tally)]) -> String {
-    let scenarios: BTreeSet<&str> =
-        runs.iter().flat_map(|(_, tally)| tally.outcomes().map(|(name, _)| name)).collect();
+    let scenarios: BTreeSet<&str> = runs
+        .iter()
+        .flat_map(|(_, tally)| tally.outcomes().map(|(name, _)| name).filter(|name| is_scenario(name)))
+        .collect();
     // In the order of their first use, so that the notes below can be read from the top.
     let mut reasons: Vec<&str> = Vec::new();
     let mut text = String::from("\n| scenario |");
@@ -125,7 +132,9 @@ fn table(runs: &[(String, Tally)]) -> String {
         let _ = writeln!(text, "{}. {reason}", place + 1);
     }
     let mut sums: BTreeMap<&str, usize> = BTreeMap::new();
-    for (_, outcome) in runs.iter().flat_map(|(_, tally)| tally.outcomes()) {
+    for (_, outcome) in
+        runs.iter().flat_map(|(_, tally)| tally.outcomes()).filter(|(name, _)| is_scenario(name))
+    {
         *sums.entry(outcome.word()).or_default() += 1;
     }
     let sums: Vec<String> = sums.iter().map(|(word, count)| format!("{count} {word}")).collect();
