@@ -14,6 +14,7 @@ pub mod event;
 pub mod filter;
 pub mod offsets;
 pub mod owner;
+pub mod request;
 pub mod tcp;
 
 /// Marks a type as safe to hand to aya (maps, globals) when built for userspace.

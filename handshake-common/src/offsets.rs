@@ -50,6 +50,8 @@ offsets! {
     skc_v6_rcv_saddr = "sock_common"."skc_v6_rcv_saddr",
     /// `sock_common.skc_cookie`: 0 until somebody asked for it.
     skc_cookie = "sock_common"."skc_cookie",
+    /// `sock_common.skc_nulls_node.pprev`: null while it is in no hash table.
+    skc_hashed = "sock_common"."skc_nulls_node.pprev",
     /// `sock_common.skc_listener`: the listener of a request sock.
     skc_listener = "sock_common"."skc_listener",
     /// `net.ns.inum`.
@@ -66,6 +68,8 @@ offsets! {
     sk_ack_backlog = "sock"."sk_ack_backlog",
     /// `sock.sk_max_ack_backlog`: its limit.
     sk_max_ack_backlog = "sock"."sk_max_ack_backlog",
+    /// `inet_sock.inet_sport`: local port, network order; ->CLOSED leaves it alone.
+    inet_sport = "inet_sock"."inet_sport",
     /// `inet_connection_sock.icsk_retransmits`.
     icsk_retransmits = "inet_connection_sock"."icsk_retransmits",
     /// `inet_connection_sock.icsk_accept_queue.rskq_accept_tail`: the youngest child of a listener.

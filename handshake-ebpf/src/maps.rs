@@ -4,7 +4,7 @@
 //! wrong: sizes here are defaults; the daemon sets them before it loads the object.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
@@ -13,6 +13,7 @@ use handshake_common::{
     endpoint::Endpoints,
     event::passive_open::PassiveOpen,
     owner::{COMM_BYTES, Owner},
+    request::{LatestRequest, Request},
 };
 
 use crate::emit::count;
@@ -49,14 +50,6 @@ static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(32768, 0);
 static LATEST_REQUESTS: Array<LatestRequest> = Array::with_max_entries(1 << LATEST_BITS, 0);
 
 const LATEST_BITS: u32 = 13;
-
-/// See [`LATEST_REQUESTS`].
-#[repr(C)]
-struct LatestRequest {
-    /// As in [`REQUESTS`]; 0 where the place is free.
-    key: u64,
-    request: Request,
-}
 
 /// Children from the final ACK (or from the snapshot, if that was before us) until accept() takes them or they
 /// are destroyed.
@@ -142,32 +135,6 @@ pub struct ActiveOpen {
 /// [`ActiveOpen::flags`], never in an event: the socket left SYN-SENT, only the call's return is awaited.
 pub const ENDED: u32 = 1 << 31;
 
-/// See [`REQUESTS`].
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Request {
-    /// When the first SYN began to be processed.
-    pub syn_ns: u64,
-    /// When the request was created: immediately before the first SYN-ACK.
-    pub created_ns: u64,
-    /// When the first segment with an ACK for it came.
-    pub final_ack_ns: u64,
-    /// When the last SYN-ACK was sent again.
-    pub last_retransmit_ns: u64,
-    /// The listener's sock.
-    pub listener: u64,
-    /// The accept queue when it last refused the final ACK.
-    pub accept_queue_length: u32,
-    /// Its limit then.
-    pub accept_queue_limit: u32,
-    /// SYNs seen.
-    pub syns_seen: u16,
-    /// SYN-ACKs sent again.
-    pub synack_retransmits: u16,
-    /// Bits of `handshake_common::event::passive_open::flags`.
-    pub flags: u32,
-}
-
 /// See [`QUEUED`].
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -226,6 +193,8 @@ pub struct InSoftirq {
     pub segment: u64,
     /// See `segment`.
     pub listener: u64,
+    /// The request whose death this CPU told last: where one dropping function calls the other, both are hooked.
+    pub told: u64,
     /// Not 0: a SYN-ACK was made for `segment`.
     pub answered: u32,
     /// The listener's queues when the segment came.
@@ -265,12 +234,29 @@ static NO_ACTIVE_OPEN: ActiveOpen = ActiveOpen {
 /// constructor.
 static NO_QUEUED: [u64; size_of::<Queued>() / 8] = [0; size_of::<Queued>() / 8];
 
-/// Remembers a request. Where that drives another one out, that one is counted.
+/// Remembers a request. Where that drives another one out of a full table, that one is counted.
 #[inline(always)]
 pub fn insert_request(key: u64, request: &Request) {
-    if REQUESTS.insert(key, request, 0).is_ok() {
-        return;
+    if REQUESTS.insert(key, request, 0).is_err() {
+        insert_latest(key, request);
     }
+}
+
+/// Remembers a request that has just begun; `false`, and nothing is done, when an earlier one at the same address is
+/// still there, whose end nobody saw.
+#[inline(always)]
+pub fn insert_new_request(key: u64, request: &Request) -> bool {
+    const EEXIST: i64 = 17;
+    match REQUESTS.insert(key, request, u64::from(BPF_NOEXIST)) {
+        Err(error) if i64::from(error) == -EEXIST => return false,
+        Err(_) => insert_latest(key, request),
+        Ok(()) => {}
+    }
+    true
+}
+
+#[inline(always)]
+fn insert_latest(key: u64, request: &Request) {
     let Some((key, place)) = latest_place(key) else { return };
     // SAFETY: a live entry. CPUs may race for it: while it changes it has no key, so that a reader finds either
     // of the two requests or none, but for one that has compared the key already, whose times are then the

@@ -107,6 +107,8 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         timed_out: false,
         accept_is_seen: true,
         ack_dropped: false,
+        end_not_seen: false,
+        still_open: false,
         own: false,
     };
     let left = LeftSynSent {

@@ -32,6 +32,10 @@ pub mod flags {
     pub const ACCEPT_IS_SEEN: u32 = 1 << 9;
     /// An ACK that would have made the child found the accept queue full, and was dropped.
     pub const ACK_DROPPED: u32 = 1 << 10;
+    /// It ended, and no hook saw how: the kernel skipped them.
+    pub const END_NOT_SEEN: u32 = 1 << 11;
+    /// It was half open when we stopped watching.
+    pub const STILL_OPEN: u32 = 1 << 12;
 }
 
 /// All that is known of one passive open.

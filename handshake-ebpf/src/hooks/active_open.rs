@@ -17,7 +17,7 @@ use handshake_common::{
         active_open::{LeftSynSent, SynSent, flags},
     },
     filter::ROLE_CLIENT,
-    tcp::{ACK, RST, SYN, TcpState},
+    tcp::{ACK, RST, SYN, TcpState, known},
 };
 
 use super::{argument, passive_open};
@@ -313,9 +313,17 @@ fn report_end<M: Memory>(
         // this host); TCP's own count is not. It is cleared by an ACK, so it says nothing at ESTABLISHED.
         event.syn_retransmits = u16::from(retransmits);
     }
-    if new_state == TcpState::Closed as u8 && event.syn_sent_ns != 0 {
-        // sock_ops could not tell it when the SYN left.
+    // sock_ops could not tell the ISN when the SYN left. Where the kernel skipped our hook on it, a segment that came,
+    // one that was sent again, or a connect() that returned all the same shows that it did.
+    let syn_left = event.syn_sent_ns != 0
+        || event.answered_ns != 0
+        || event.syn_retransmits != 0
+        || bits & flags::CALL_RETURNED != 0;
+    if new_state == TcpState::Closed as u8 && syn_left {
         sock.isn_of_unanswered_syn(&mut event.negotiated);
+        if event.syn_sent_ns == 0 && event.negotiated.known & known::LOCAL_ISN != 0 {
+            sock.ends_after_closed(&mut event.endpoints);
+        }
     }
     if new_state == TcpState::Established as u8 {
         sock.negotiated(&mut event.negotiated, true);

@@ -16,10 +16,11 @@ use handshake_common::{
         passive_open::{PassiveOpen, flags},
     },
     filter::ROLE_SERVER,
-    tcp::{ACK, FIN, RST, SYN, TcpState},
+    request::Request,
+    tcp::{ACK, FIN, Negotiated, RST, SYN, TcpState},
 };
 
-use super::argument;
+use super::{argument, request_end};
 use crate::{
     emit::{count, now_ns, submit},
     filter,
@@ -30,7 +31,9 @@ use crate::{
         sk_buff,
         sock::Sock,
     },
-    maps::{self, IN_SOFTIRQ, QUEUED, RUNTIME, Request, insert_request, new_queued, remove_request},
+    maps::{
+        self, IN_SOFTIRQ, QUEUED, RUNTIME, insert_new_request, insert_request, new_queued, remove_request,
+    },
     words,
 };
 
@@ -55,7 +58,7 @@ pub fn segment_at_listener<M: Memory>(listener: Sock<M>, skb: *const u8) {
 
 /// The kernel created a request sock and is about to send the SYN-ACK.
 #[inline(always)]
-pub fn request_created<M: Memory>(listener: Sock<M>, request: RequestSock<M>) {
+pub fn request_created<M: Memory>(listener: Sock<M>, request: RequestSock<M>, attach: Attach) {
     if !filter::wants_role(ROLE_SERVER) {
         return;
     }
@@ -65,20 +68,30 @@ pub fn request_created<M: Memory>(listener: Sock<M>, request: RequestSock<M>) {
         count(Counter::Filtered);
         return;
     }
-    let now = now_ns();
+    let mut isns = Negotiated::default();
+    request.isns(&mut isns);
     let entry = Request {
+        endpoints: ends,
         syn_ns: syn_time(listener.key()),
-        created_ns: now,
+        created_ns: now_ns(),
         final_ack_ns: 0,
         last_retransmit_ns: 0,
         listener: listener.key(),
         accept_queue_length: 0,
         accept_queue_limit: 0,
+        isns_known: isns.known,
+        local_isn: isns.local_isn,
+        remote_isn: isns.remote_isn,
+        flags: 0,
         syns_seen: 1,
         synack_retransmits: 0,
-        flags: 0,
+        reserved: 0,
     };
-    insert_request(request.key(), &entry);
+    let key = request.key();
+    if !insert_new_request(key, &entry) {
+        request_end::end_was_missed(key, attach);
+        insert_request(key, &entry);
+    }
 }
 
 /// Time of the SYN that this CPU works on, if it is for this listener; taken once.
@@ -143,13 +156,19 @@ pub fn gather<M: Memory>(request: RequestSock<M>, passive: &mut PassiveOpen) {
         return;
     };
     // SAFETY: a live entry.
-    let entry = unsafe { *entry };
-    passive.syn_ns = entry.syn_ns;
+    let entry = unsafe { &*entry };
     // The kernel's stamp is in whole microseconds, cut off: the request was created before the SYN-ACK was
     // sent, so the later of the two is the nearer.
     if passive.synack_ns < entry.created_ns {
         passive.synack_ns = entry.created_ns;
     }
+    copy_entry(entry, passive);
+}
+
+/// What the table holds of a request, but for what its sock says better.
+#[inline(always)]
+pub fn copy_entry(entry: &Request, passive: &mut PassiveOpen) {
+    passive.syn_ns = entry.syn_ns;
     passive.final_ack_ns = entry.final_ack_ns;
     passive.last_retransmit_ns = entry.last_retransmit_ns;
     passive.syns_seen = entry.syns_seen;
@@ -258,6 +277,7 @@ pub fn hs_request_fe(context: FEntryContext) -> i32 {
     request_created(
         Sock::<Direct>::at(argument!(context, 0)),
         RequestSock::<Direct>::at(argument!(context, 1)),
+        Attach::Fentry,
     );
     0
 }
@@ -266,7 +286,7 @@ pub fn hs_request_fe(context: FEntryContext) -> i32 {
 #[kprobe]
 pub fn hs_request_kp(context: ProbeContext) -> u32 {
     let (Some(listener), Some(request)) = (argument!(context, 0), argument!(context, 1)) else { return 0 };
-    request_created(Sock::<Copied>::at(listener), RequestSock::<Copied>::at(request));
+    request_created(Sock::<Copied>::at(listener), RequestSock::<Copied>::at(request), Attach::Kprobe);
     0
 }
 

@@ -1,24 +1,31 @@
 //! The end of a request that never became a child: timed out, reset, or dropped with its listener.
 //!
 //! The dropping function says it at once; where the compiler put that one into its caller (5.10's timer), only
-//! the freeing of the request says it. What a newcomer would get wrong: both fire for one request, and the
-//! freeing fires for every request that became a child too. The table tells: who finds the entry reports.
+//! the freeing of the request says it. What a newcomer would get wrong: both fire for one request, both fire for every
+//! request that became a child too, and a RST may come on one CPU while the final ACK makes the child on another. The
+//! kernel's hash table decides who won, and ours whether it was told.
 
 use aya_ebpf::{
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
 use handshake_common::{
+    endpoint::Endpoints,
     event::{
         Attach, EventKind,
         passive_open::{PassiveOpen, flags},
     },
+    filter::ROLE_SERVER,
     tcp::TcpState,
 };
 
-use super::{argument, passive_open::gather};
+use super::{
+    argument,
+    passive_open::{copy_entry, gather},
+};
 use crate::{
     emit::{now_ns, submit},
+    filter,
     kernel::{
         read::{Copied, Direct, Memory},
         request_sock::RequestSock,
@@ -42,20 +49,60 @@ pub fn timer_fired(timer: u64) {
     }
 }
 
-/// The kernel drops a request, or frees it: where the compiler put the dropping function into the timer's
-/// (5.10), only the freeing is seen. One that became a child, or was reported, is no longer in the table.
+/// The kernel is about to drop a request. Who takes it out of the kernel's table decides what becomes of it: if it
+/// is out already, another CPU (or the final ACK, on this one) has made a child of it or drops it, and tells.
 #[inline(always)]
 pub fn request_dropped<M: Memory>(request: RequestSock<M>, attach: Attach) {
+    if request.is_unhashed() {
+        return;
+    }
+    if maps::request(request.key()).is_none() && !is_news(request) {
+        return;
+    }
+    died(request, attach);
+}
+
+/// A request that no table of ours has, and that is about to be dropped: the kernel skipped the program that should
+/// have seen it begin. Not one that was told by the outer of two dropping functions, nor one that was driven out of a
+/// full table (and counted), nor one that a filter left out.
+#[inline(always)]
+fn is_news<M: Memory>(request: RequestSock<M>) -> bool {
     let key = request.key();
-    let Some(entry) = maps::request(key) else { return };
+    let Some(work) = IN_SOFTIRQ.get_ptr(0) else { return false };
+    // SAFETY: this CPU's own entry.
+    if unsafe { (*work).told } == key || !filter::wants_role(ROLE_SERVER) || maps::may_be_driven_out(key) {
+        return false;
+    }
+    let mut ends = Endpoints::default();
+    request.ends(&mut ends);
+    filter::wants_ends(&ends)
+}
+
+/// The kernel frees a request. One that became a child, or was reported, is no longer in the table; one that is was
+/// dropped within a function that can't be hooked (5.10's timer).
+#[inline(always)]
+pub fn request_freed<M: Memory>(request: RequestSock<M>, attach: Attach) {
+    let key = request.key();
+    if maps::request(key).is_none() {
+        return;
+    }
     if request.became_a_child() {
         // The kernel skipped the probe that sees a child queued, with all others of that softirq, because one was
         // running when it came. The child tells of itself; that its request is freed by accept() is no death.
         remove_request(key);
         return;
     }
-    // SAFETY: a live entry.
-    let generation_ns = unsafe { (*entry).created_ns };
+    died(request, attach);
+}
+
+#[inline(always)]
+fn died<M: Memory>(request: RequestSock<M>, attach: Attach) {
+    let key = request.key();
+    let generation_ns = match maps::request(key) {
+        // SAFETY: a live entry.
+        Some(entry) => unsafe { (*entry).created_ns },
+        None => now_ns(),
+    };
     let bits = if timer_is_of(key) { flags::TIMED_OUT } else { 0 };
     submit(EventKind::RequestDied, attach, key, generation_ns, |event: &mut PassiveOpen| {
         request.ends(&mut event.endpoints);
@@ -65,6 +112,29 @@ pub fn request_dropped<M: Memory>(request: RequestSock<M>, attach: Attach) {
         event.new_state = TcpState::Closed as u8;
     });
     remove_request(key);
+    if let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) {
+        // SAFETY: this CPU's own entry.
+        unsafe { (*work).told = key };
+    }
+}
+
+/// Another request begins where this one was, so this one is over, and no hook saw how.
+#[inline(always)]
+pub fn end_was_missed(key: u64, attach: Attach) {
+    let Some(entry) = maps::request(key) else { return };
+    // SAFETY: a live entry; it is this CPU's to overwrite.
+    let entry = unsafe { &*entry };
+    submit(EventKind::RequestDied, attach, key, entry.created_ns, |event: &mut PassiveOpen| {
+        event.endpoints = entry.endpoints;
+        event.synack_ns = entry.created_ns;
+        event.negotiated.known = entry.isns_known;
+        event.negotiated.local_isn = entry.local_isn;
+        event.negotiated.remote_isn = entry.remote_isn;
+        copy_entry(entry, event);
+        event.flags |= flags::END_NOT_SEEN;
+        event.old_state = TcpState::NewSynReceived as u8;
+        event.new_state = TcpState::Closed as u8;
+    });
 }
 
 /// Whether this CPU is in the timer of this request.
@@ -117,14 +187,14 @@ pub fn hs_req_drop_kp(context: ProbeContext) -> u32 {
 /// An IPv4 request is freed.
 #[fentry(function = "tcp_v4_reqsk_destructor")]
 pub fn hs_req_end4_fe(context: FEntryContext) -> i32 {
-    request_dropped(RequestSock::<Direct>::at(argument!(context, 0)), Attach::Fentry);
+    request_freed(RequestSock::<Direct>::at(argument!(context, 0)), Attach::Fentry);
     0
 }
 
 /// An IPv6 request is freed.
 #[fentry(function = "tcp_v6_reqsk_destructor")]
 pub fn hs_req_end6_fe(context: FEntryContext) -> i32 {
-    request_dropped(RequestSock::<Direct>::at(argument!(context, 0)), Attach::Fentry);
+    request_freed(RequestSock::<Direct>::at(argument!(context, 0)), Attach::Fentry);
     0
 }
 
@@ -132,6 +202,6 @@ pub fn hs_req_end6_fe(context: FEntryContext) -> i32 {
 #[kprobe]
 pub fn hs_req_end_kp(context: ProbeContext) -> u32 {
     let Some(request) = argument!(context, 0) else { return 0 };
-    request_dropped(RequestSock::<Copied>::at(request), Attach::Kprobe);
+    request_freed(RequestSock::<Copied>::at(request), Attach::Kprobe);
     0
 }

@@ -7,6 +7,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use handshake_common::{
     event::{Attach, EventKind, retransmit::SynRetransmitted},
     offsets::UNAVAILABLE,
+    request::Request,
     tcp::TcpState,
 };
 
@@ -19,7 +20,7 @@ use crate::{
         request_sock::RequestSock,
         sock::Sock,
     },
-    maps::{self, ACTIVE_OPENS, IN_SOFTIRQ, Request, insert_request, remove_request},
+    maps::{self, ACTIVE_OPENS, IN_SOFTIRQ, insert_request, remove_request},
 };
 
 /// A segment is sent again.

@@ -11,7 +11,8 @@ use handshake_common::{
     endpoint::Endpoints,
     event::{ABI_VERSION, Attach, Event, EventHeader, EventKind, passive_open::flags, snapshot::SocketSeen},
     filter::{ROLE_CLIENT, ROLE_SERVER},
-    tcp::TcpState,
+    request::Request,
+    tcp::{Negotiated, TcpState},
 };
 
 use super::passive_open::accept_is_seen;
@@ -24,7 +25,7 @@ use crate::{
         request_sock::RequestSock,
         sock::Sock,
     },
-    maps::{self, QUEUED, RUNTIME, Request, insert_request, new_queued},
+    maps::{self, QUEUED, RUNTIME, insert_request, new_queued},
 };
 
 /// `struct bpf_iter_meta`.
@@ -55,7 +56,10 @@ fn request_was_there(request: RequestSock<Direct>, seen: &SocketSeen) {
     {
         return;
     }
+    let mut isns = Negotiated::default();
+    request.isns(&mut isns);
     let entry = Request {
+        endpoints: seen.endpoints,
         syn_ns: 0,
         // The generation of its events: any time before them.
         created_ns: seen.synack_ns,
@@ -64,9 +68,13 @@ fn request_was_there(request: RequestSock<Direct>, seen: &SocketSeen) {
         listener: request.listener(),
         accept_queue_length: 0,
         accept_queue_limit: 0,
+        isns_known: isns.known,
+        local_isn: isns.local_isn,
+        remote_isn: isns.remote_isn,
+        flags: flags::SYN_NOT_SEEN,
         syns_seen: 0,
         synack_retransmits: seen.retransmits,
-        flags: flags::SYN_NOT_SEEN,
+        reserved: 0,
     };
     insert_request(request.key(), &entry);
 }

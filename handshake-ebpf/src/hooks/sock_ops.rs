@@ -12,18 +12,20 @@ use aya_ebpf::{
 };
 use handshake_common::{
     counter::Counter,
+    endpoint::Endpoints,
     event::{
         Attach, EventKind,
         active_open::{SynSent, flags},
     },
     filter::ROLE_SERVER,
+    request::Request,
     tcp::TcpState,
 };
 
 use crate::{
     emit::{count, now_ns, submit},
     filter,
-    maps::{ACTIVE_OPENS, ENDED, Request, insert_request},
+    maps::{ACTIVE_OPENS, ENDED, insert_request},
 };
 
 /// The SYN leaves; ports are final. Process and addresses were noted at CLOSED->SYN-SENT.
@@ -68,6 +70,7 @@ fn syn_arrives(cookie: u64) {
     }
     let now = now_ns();
     let entry = Request {
+        endpoints: Endpoints::default(),
         syn_ns: now,
         created_ns: now,
         final_ack_ns: 0,
@@ -75,9 +78,13 @@ fn syn_arrives(cookie: u64) {
         listener: 0,
         accept_queue_length: 0,
         accept_queue_limit: 0,
+        isns_known: 0,
+        local_isn: 0,
+        remote_isn: 0,
+        flags: 0,
         syns_seen: 0,
         synack_retransmits: 0,
-        flags: 0,
+        reserved: 0,
     };
     insert_request(cookie, &entry);
 }

@@ -65,6 +65,13 @@ impl<M: Memory> RequestSock<M> {
         matches!(M::read::<*const u8>(self.address, offset!(req_child)), Some(child) if !child.is_null())
     }
 
+    /// Whether no hash table has it (any more): the CPU that took it out made a child of it, or drops it. Where the
+    /// kernel's BTF doesn't say, this is `false`.
+    #[inline(always)]
+    pub fn is_unhashed(self) -> bool {
+        matches!(M::read::<u64>(self.address, offset!(skc_hashed)), Some(0))
+    }
+
     /// SYN-ACKs sent again.
     #[inline(always)]
     pub fn retransmits(self) -> u16 {

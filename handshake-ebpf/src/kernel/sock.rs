@@ -80,6 +80,20 @@ impl<M: Memory> Sock<M> {
         common_ends::<M>(self.address, ends);
     }
 
+    /// What ->CLOSED leaves of both ends: addresses, and a copy of the local port. What it clears is kept from before.
+    #[inline(always)]
+    pub fn ends_after_closed(self, ends: &mut Endpoints) {
+        let remote_port = ends.remote_port;
+        self.ends(ends);
+        if ends.remote_port == 0 {
+            ends.remote_port = remote_port;
+        }
+        let Some(tcp) = M::tcp_sock(self.address) else { return };
+        if let Some(port) = M::read::<u16>(tcp, offset!(inet_sport)) {
+            ends.local_port = u16::from_be(port);
+        }
+    }
+
     /// `sk_err`.
     #[inline(always)]
     pub fn error(self) -> Option<u32> {

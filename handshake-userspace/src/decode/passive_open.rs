@@ -44,6 +44,8 @@ pub(super) fn passive_open(raw: &raw::PassiveOpen) -> Result<Box<PassiveOpen>, D
         accept_is_seen: has(flags::ACCEPT_IS_SEEN),
         own: has(flags::OWN),
         ack_dropped: has(flags::ACK_DROPPED),
+        end_not_seen: has(flags::END_NOT_SEEN),
+        still_open: has(flags::STILL_OPEN),
     }))
 }
 

@@ -91,7 +91,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let (canary, others) = canary
         .sing(&filter, || ring.next().map(|record| Bytes::copy_from_slice(&record)))
         .map_err(|problem| StartError::Unsupported(refusal(&problem, &path)))?;
-    let sweeper = Sweeper::new(&mut ebpf);
+    let sweeper = Sweeper::new(&mut ebpf, requests_are_seen_by(&hooks));
     let mib = MibReader::new(&options.filter, &hooks);
     let mib_at_start = Some(mib.read());
     let messages = log_messages::MessagePump::start(&mut ebpf);
@@ -143,10 +143,23 @@ fn resolve(path: &std::path::Path) -> Result<(ResolvedOffsets, DropReasons), Sta
     Ok((offsets, super::drop_reasons::of(&btf)))
 }
 
+fn attached(hooks: &[HookStatus], name: &str) -> Option<Attach> {
+    hooks.iter().find(|hook| hook.hook == name).and_then(|hook| hook.attached)
+}
+
+fn is_probe(attach: Option<Attach>) -> bool {
+    matches!(attach, Some(Attach::Fentry | Attach::Kprobe))
+}
+
+/// The kind of probe that sees requests begin, where their end is seen too.
+fn requests_are_seen_by(hooks: &[HookStatus]) -> Option<Attach> {
+    let begin = attached(hooks, "request_created").filter(|attach| is_probe(Some(*attach)));
+    begin.filter(|_| is_probe(attached(hooks, "request_died")))
+}
+
 /// `Runtime` of the kernel side: what it may rely on. See handshake-ebpf/src/maps.rs.
 fn tell_kernel_side(ebpf: &mut Ebpf, hooks: &[HookStatus]) -> Result<(), StartError> {
-    let attached = |name: &str| hooks.iter().find(|hook| hook.hook == name).and_then(|hook| hook.attached);
-    let is_probe = |attach: Option<Attach>| matches!(attach, Some(Attach::Fentry | Attach::Kprobe));
+    let attached = |name| attached(hooks, name);
     let return_is_seen = match attached("connect_returned") {
         None => 0,
         Some(Attach::Fentry) => RETURN_BY_SOCKET,
@@ -163,7 +176,7 @@ fn tell_kernel_side(ebpf: &mut Ebpf, hooks: &[HookStatus]) -> Result<(), StartEr
         u32::from(attached("accepted").is_some() && attached("socket_destroyed").is_some()),
         u32::from(is_probe(attached("connect_called"))) | u32::from(syn_is_seen) << 1,
         u32::from(sock_ops_is_attached),
-        u32::from(is_probe(attached("request_created")) && is_probe(attached("request_died"))),
+        u32::from(requests_are_seen_by(hooks).is_some()),
     ];
     let failed =
         |problem: String| StartError::Failed(format!("the kernel side cannot be told its mode: {problem}"));

@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use aya::Ebpf;
 use handshake_common::{event::Attach, filter::Filter};
 
-use self::sweep::Sweeper;
+pub(crate) use self::sweep::Sweeper;
 pub use self::{
     attach_problem::name, canary::CanaryResult, counters::KernelCounters, loader::start, mib::MibReader,
     object::BUILT_WITH,

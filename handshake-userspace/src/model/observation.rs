@@ -291,6 +291,10 @@ pub struct PassiveOpen {
     pub own: bool,
     /// An ACK that would have made the child found the accept queue full.
     pub ack_dropped: bool,
+    /// It ended, and no hook saw how.
+    pub end_not_seen: bool,
+    /// It was half open when we stopped watching.
+    pub still_open: bool,
 }
 
 /// See [`Act::SegmentDropped`].

@@ -5,9 +5,11 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::{CounterReading, EventSource, SourceError, SourceItem, ring_buffer::RingBufferSource};
 use crate::{
-    kernel::{KernelCounters, LiveTrace},
+    kernel::{Attached, KernelCounters, LiveTrace, Sweeper},
     model::mib::MibReading,
 };
 
@@ -33,6 +35,8 @@ struct Leftover {
     counters: KernelCounters,
     /// As it was before: the kernel keeps it with the programs, which are gone.
     missed_probes: Option<u64>,
+    /// Events of the requests that were half open then.
+    still_open: Vec<Bytes>,
 }
 
 impl LiveSource {
@@ -49,12 +53,14 @@ impl LiveSource {
         }
     }
 
-    fn sweep_if_due(&mut self) {
+    /// Events of requests whose end no hook saw go into the batch.
+    fn sweep_if_due(&mut self, batch: &mut Vec<SourceItem>) {
         if let Hooks::Attached(trace) = &mut self.hooks
             && self.swept.elapsed() >= SWEEP_EVERY
         {
             self.swept = Instant::now();
-            let swept = trace.attached.sweeper.sweep(super::ring_buffer::monotonic_ns());
+            let (swept, told) = trace.attached.sweeper.sweep(super::ring_buffer::monotonic_ns());
+            batch.extend(told.into_iter().map(SourceItem::Event));
             if swept != 0 {
                 log::info!("{swept} entries of the kernel side's tables had outlived everything; swept");
             }
@@ -64,7 +70,7 @@ impl LiveSource {
 
 impl EventSource for LiveSource {
     async fn next_batch(&mut self, batch: &mut Vec<SourceItem>) -> Result<bool, SourceError> {
-        self.sweep_if_due();
+        self.sweep_if_due(batch);
         match self.ring() {
             Some(ring) => ring.next_batch(batch).await,
             None => Ok(false),
@@ -72,7 +78,14 @@ impl EventSource for LiveSource {
     }
 
     fn drain(&mut self, batch: &mut Vec<SourceItem>) -> Result<(), SourceError> {
-        self.ring().map_or(Ok(()), |ring| ring.drain(batch))
+        self.ring().map_or(Ok(()), |ring| ring.drain(batch))?;
+        // Behind what the ring says of them: theirs is the latest time.
+        if let Hooks::Detached(left) = &mut self.hooks
+            && !batch.iter().any(|item| matches!(item, SourceItem::Event(_)))
+        {
+            batch.extend(std::mem::take(&mut left.still_open).into_iter().map(SourceItem::Event));
+        }
+        Ok(())
     }
 
     fn counters(&self) -> Option<CounterReading> {
@@ -97,16 +110,18 @@ impl EventSource for LiveSource {
         self.hooks = match std::mem::replace(&mut self.hooks, Hooks::Changing) {
             Hooks::Attached(trace) => {
                 let missed_probes = trace.counters.missed_probes();
-                let (source, counters) = detached(*trace);
-                Hooks::Detached(Box::new(Leftover { source, counters, missed_probes }))
+                let (source, counters, sweeper) = detached(*trace);
+                let still_open = sweeper.still_open(super::ring_buffer::monotonic_ns());
+                Hooks::Detached(Box::new(Leftover { source, counters, missed_probes, still_open }))
             }
             other => other,
         };
     }
 }
 
-/// Keeps these two and drops the rest: programs and links go, so every hook is detached on return.
-fn detached(trace: LiveTrace) -> (RingBufferSource, KernelCounters) {
-    let LiveTrace { source, counters, .. } = trace;
-    (source, counters)
+/// Keeps these and drops the rest: programs and links go, so every hook is detached on return.
+fn detached(trace: LiveTrace) -> (RingBufferSource, KernelCounters, Sweeper) {
+    let LiveTrace { source, counters, attached, .. } = trace;
+    let Attached { sweeper, .. } = attached;
+    (source, counters, sweeper)
 }

@@ -63,7 +63,11 @@ impl ActiveOpen {
     /// Whether a SYN is known to have left.
     pub(super) fn syn_left(&self) -> bool {
         let answered = self.end.as_ref().is_some_and(|(_, end)| {
-            end.answered_ns.is_some() || end.reset_received || end.new_state != TcpState::Closed
+            // The kernel side reads an ISN off a closed socket only where something shows that the SYN left.
+            end.agreed.local_isn.is_some()
+                || end.answered_ns.is_some()
+                || end.reset_received
+                || end.new_state != TcpState::Closed
         });
         self.syn_sent_ns.is_some() || self.syn_retransmits > 0 || self.seen_late || answered
     }

@@ -198,14 +198,24 @@ impl Tracker {
     pub(super) fn request_died(&mut self, at: At, act: Box<PassiveOpen>, out: &mut Vec<HandshakeUpdate>) {
         let mut entry = self.begin_or_continue(at, at.time_ns, &act);
         // A SYN-ACK that its timer sends may be answered by a RST within the timer's own call.
-        if act.reset_received {
+        if act.reset_received && !act.end_not_seen && !act.still_open {
             self.ledger.add(act.ends.netns, Tally::EmbryonicResets, at.time_ns, 1);
         }
+        let lost_sight = match (act.end_not_seen, act.still_open) {
+            (_, true) => Some(Why::Stopped),
+            (true, _) => Some(Why::OutOfPatience),
+            _ => None,
+        };
         if let Kind::Child(child) = &mut entry.kind {
+            child.listener_process = self.listeners.owner(act.listener);
+            if let Some(why) = lost_sight {
+                child.complete_by(act);
+                self.finish(entry, why, out);
+                return;
+            }
             child.closed = true;
             child.closed_ns = Some(at.time_ns);
             child.request_died = true;
-            child.listener_process = self.listeners.owner(act.listener);
             if let Some(owner) = self.listeners.closed_lately(act.listener, at.time_ns) {
                 child.listener_closed = true;
                 child.listener_process = owner;

@@ -53,7 +53,8 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         || end.as_ref().is_some_and(|end| end.agreed.repair)
         || verdict.kind == EvidenceKind::ConnectReturned && verdict.errno == Some(errno::EADDRNOTAVAIL);
     let syn_ns = open.syn_sent_ns.filter(|_| !no_syn);
-    let syn_left = !no_syn && (syn_ns.is_some() || open.seen_late || open.syn_retransmits > 0);
+    let syn_left = !no_syn
+        && (syn_ns.is_some() || open.local_isn.is_some() || open.seen_late || open.syn_retransmits > 0);
     let established_ns = if is_crossed { crossed_ns } else { end_ns }.filter(|_| established);
     let by_reset = verdict.kind == EvidenceKind::ResetReceived;
     // Only a segment is an answer: what an ICMP ended has no wire time, nor has a close.

@@ -64,6 +64,40 @@ fn unanswered_syn_acks_time_out() {
 }
 
 #[test]
+fn a_request_that_is_half_open_when_we_stop_is_told_as_incomplete() {
+    if !is_fit("a_request_that_is_half_open_when_we_stop_is_told_as_incomplete") {
+        return;
+    }
+    let pair = Pair::new();
+    let tracer = Tracer::start(&[]);
+    let (server, _socket) = half_open(&pair);
+    let records = tracer.stop();
+    let of = |role| records.iter().filter(|record| record.is(role, server.port)).collect::<Vec<_>>();
+    let (clients, servers) = (of("client"), of("server"));
+    assert_eq!((clients.len(), servers.len()), (1, usize::from(has_probes())), "{records:?}");
+    // Without probes nobody knows whether a request that was seen to begin is still there.
+    let Some(half) = servers.first() else { return };
+    half.expect_text("outcome", "incomplete")
+        .expect_text("evidence.kind", "stopped_watching")
+        .expect_number("evidence.syn_acks", half.number("retransmits.syn_ack").expect("they are counted") + 1)
+        .expect_number("netns", pair.server.inode())
+        .expect_text("local.address", SERVER_V4)
+        .expect_present("isn.local")
+        .expect_present("phases.synack_ns")
+        .expect_flags_are(&[])
+        .expect_present("process.comm")
+        .expect_none_of(&[
+            "latency_ns",
+            "failed_after_ns",
+            "rtt_ns",
+            "phases.ack_ns",
+            "accept_queue",
+            "options",
+        ]);
+    assert_eq!(half.get("isn.remote"), clients[0].get("isn.local"), "{half}\n{}", clients[0]);
+}
+
+#[test]
 fn a_client_that_is_gone_resets_the_half_open_request() {
     if !is_fit("a_client_that_is_gone_resets_the_half_open_request") {
         return;

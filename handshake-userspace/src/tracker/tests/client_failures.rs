@@ -152,6 +152,17 @@ fn closed_before_any_syn_without_an_errno_is_a_local_error_without_one() {
 }
 
 #[test]
+fn a_syn_whose_hook_was_skipped_left_all_the_same_when_its_isn_is_known() {
+    let isn = Some(7);
+    let record = given_client()
+        .with(|facts| facts.agreed.local_isn = isn)
+        .application_closes()
+        .expect(Outcome::Cancelled);
+    assert_eq!((record.isn.local, record.evidence.syns, record.retransmits.syn), (isn, Some(1), Some(0)));
+    assert_eq!(record.latency_ns, None);
+}
+
+#[test]
 fn deferred_fast_open_closed_before_its_first_write_is_cancelled() {
     let client = given_client().with(|facts| facts.deferred = true).wait(SEC).application_closes();
     client.expect(Outcome::Cancelled);

@@ -248,3 +248,25 @@ fn own_listener_is_marked() {
     let server = given_listener().with(|facts| facts.own = true).syn().syn_ack().final_ack().accept();
     assert_eq!(server.expect(Outcome::Established).flags, vec![Flag::Own]);
 }
+
+#[test]
+fn a_request_whose_end_no_hook_saw_is_incomplete_and_no_death() {
+    let half = || given_listener().syn().syn_ack().wait(SEC);
+    let record = half().with(|facts| facts.end_not_seen = true).request_dies().expect(Outcome::Incomplete);
+    assert_eq!(record.evidence.kind, EvidenceKind::NothingMoreSeen);
+    assert_eq!((record.latency_ns, record.failed_after_ns, record.phases.ack_ns), (None, None, None));
+    // A RST that came for it need not have been in the window, and the listener's close is no end of it either.
+    let record = half()
+        .with(|facts| (facts.end_not_seen, facts.reset_received) = (true, true))
+        .request_dies()
+        .expect(Outcome::Incomplete);
+    assert_eq!(record.evidence.kind, EvidenceKind::NothingMoreSeen);
+}
+
+#[test]
+fn a_request_that_is_half_open_when_we_stop_is_incomplete_for_that() {
+    let half = given_listener().syn().syn_ack().wait(SEC).with(|facts| facts.still_open = true);
+    let record = half.request_dies().expect(Outcome::Incomplete);
+    assert_eq!(record.evidence.kind, EvidenceKind::StoppedWatching);
+    assert_eq!(record.evidence.syn_acks, Some(1));
+}

@@ -29,7 +29,7 @@ pub(crate) fn given_client_at(address: u64) -> Client {
         syn_sent_ns: None,
         answered_ns: None,
         last_retransmit_ns: None,
-        agreed: Agreed { local_isn: agreed().local_isn, ..Agreed::default() },
+        agreed: Agreed::default(),
         sk_err: Some(0),
         sk_err_soft: 0,
         syn_retransmits: 0,
@@ -55,6 +55,7 @@ impl Client {
 
     pub(crate) fn syn(mut self) -> Self {
         self.facts.syn_sent_ns = Some(self.script.time_ns);
+        self.facts.agreed.local_isn = agreed().local_isn;
         self.script.observe(Act::SynSent(SynSent {
             ends: self.facts.ends,
             process: self.facts.process.clone(),
@@ -70,6 +71,7 @@ impl Client {
     /// The SYN leaves, but its event is lost; the kernel side still knows of it.
     pub(crate) fn syn_unseen(mut self) -> Self {
         self.facts.syn_sent_ns = Some(self.script.time_ns);
+        self.facts.agreed.local_isn = agreed().local_isn;
         self
     }
 

@@ -197,6 +197,8 @@ fn half_open() -> PassiveOpen {
         timed_out: false,
         accept_is_seen: true,
         ack_dropped: false,
+        end_not_seen: false,
+        still_open: false,
         own: false,
     }
 }
