@@ -78,6 +78,8 @@ offsets! {
     icsk_syn_queue = "inet_connection_sock"."icsk_accept_queue.qlen",
     /// `tcp_sock.srtt_us`, eight times the smoothed round-trip time.
     srtt_us = "tcp_sock"."srtt_us",
+    /// `tcp_sock.tcp_clock_cache`: CLOCK_MONOTONIC at the last segment sent or received.
+    tcp_clock_cache = "tcp_sock"."tcp_clock_cache",
     /// `tcp_sock.rcv_nxt`.
     rcv_nxt = "tcp_sock"."rcv_nxt",
     /// `tcp_sock.snd_una`.

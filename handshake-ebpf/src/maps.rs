@@ -195,6 +195,8 @@ pub struct InSoftirq {
     pub listener: u64,
     /// The request whose death this CPU told last: where one dropping function calls the other, both are hooked.
     pub told: u64,
+    /// The request that the last RST was for.
+    pub reset_request: u64,
     /// Not 0: a SYN-ACK was made for `segment`.
     pub answered: u32,
     /// The listener's queues when the segment came.

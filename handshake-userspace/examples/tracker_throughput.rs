@@ -129,6 +129,7 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         fast_open: false,
         reset_received: false,
         call_returned: false,
+        end_time_unknown: false,
         syn_data: false,
         syn_data_acked: false,
         return_is_seen: true,

@@ -21,8 +21,7 @@ use handshake_common::{
 };
 
 use super::{
-    active_open::end_was_missed,
-    argument,
+    active_open, argument,
     passive_open::accept_is_seen,
     state::{child_left, syn_by_cookie},
 };
@@ -179,12 +178,11 @@ pub fn destroyed<M: Memory>(sock: Sock<M>) {
     let key = sock.key();
     if let Some(open) = ACTIVE_OPENS.get_ptr_mut(key) {
         // SAFETY: a live entry.
-        let (held, syn_sent_ns, answer) =
-            unsafe { ((*open).flags, (*open).syn_sent_ns, (*open).answer_flags) };
-        if held & ENDED == 0 && syn_sent_ns != 0 {
+        let (held, answer) = unsafe { ((*open).flags, (*open).answer_flags) };
+        if held & ENDED == 0 && (active_open::syn_left(open) || sock.syn_was_acknowledged()) {
             let answered = answer & (SYN | ACK) == SYN | ACK;
             let new = if answered { TcpState::Established } else { TcpState::Closed };
-            end_was_missed(sock, open, new as u8, 0, Attach::Common);
+            active_open::end_was_missed(sock, open, new as u8, 0, Attach::Common);
         }
         let _ = ACTIVE_OPENS.remove(key);
     }

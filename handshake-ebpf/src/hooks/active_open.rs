@@ -199,6 +199,11 @@ pub fn segment_received<M: Memory>(sock: Sock<M>, skb: *const u8) {
     // SAFETY: a live entry; the socket's lock is held. The last segment before the change of state is the
     // answer: one with an unacceptable ACK leaves the state alone (RFC 9293 section 3.10.7.3).
     unsafe {
+        if (*open).syn_sent_ns == 0 && (*open).answered_ns == 0 && (*open).syn_retransmits == 0 {
+            // The kernel skipped our hook on the SYN. The SYN is the last segment for which TCP looked at the clock;
+            // for this one it does so within this function.
+            (*open).syn_sent_ns = sock.last_segment_ns();
+        }
         (*open).answered_ns = now_ns();
         (*open).answer_flags = segment;
         if segment & RST != 0 {
@@ -248,9 +253,17 @@ pub fn left_syn_sent<M: Memory>(sock: Sock<M>, new_state: u8, attach: Attach) {
     }
 }
 
+/// Whether something shows that an entry's SYN left: its hook, or an answer.
+#[inline(always)]
+pub fn syn_left(open: *const ActiveOpen) -> bool {
+    // SAFETY: the caller gives a live entry.
+    unsafe { (*open).syn_sent_ns != 0 || (*open).answered_ns != 0 }
+}
+
 /// The kernel skips a program that already runs on the CPU, so the state tracepoint can miss the end of an
-/// active open. Whoever finds the entry still open afterwards reports it, with the time of the answer. `error` is
-/// what connect() took from the socket when it returned it, 0 when it has not.
+/// active open. Whoever finds the entry still open afterwards reports it, with the time of the answer. A socket whose SYN
+/// was acknowledged was ESTABLISHED, though a RST closed it before connect() woke up. `error` is what connect() took
+/// from the socket when it returned it, 0 when it has not.
 #[inline(always)]
 pub fn end_was_missed<M: Memory>(
     sock: Sock<M>,
@@ -259,8 +272,15 @@ pub fn end_was_missed<M: Memory>(
     error: u32,
     attach: Attach,
 ) {
+    let established = sock.syn_was_acknowledged();
+    let (new_state, error) = if established { (TcpState::Established as u8, 0) } else { (new_state, error) };
     // SAFETY: a live entry.
-    let (generation_ns, answered_ns) = unsafe { ((*open).generation_ns, (*open).answered_ns) };
+    let (generation_ns, answered_ns) = unsafe {
+        if (*open).answered_ns == 0 {
+            (*open).flags |= flags::END_TIME_UNKNOWN;
+        }
+        ((*open).generation_ns, (*open).answered_ns)
+    };
     report_end(sock, Some(open), generation_ns, new_state, (answered_ns, error), attach);
 }
 

@@ -43,10 +43,13 @@ pub fn connect_returned<M: Memory>(sock: Sock<M>, result: i32, attach: Attach) {
     let (held, syn_sent_ns, generation_ns) =
         unsafe { ((*open).flags, (*open).syn_sent_ns, (*open).generation_ns) };
     let errno = result.unsigned_abs();
-    // A connect() that waited and returned 0 is ESTABLISHED, and one that failed and left the socket in CLOSED was
-    // over before; the hook on the change of state was skipped. The error is the caller's now, not the socket's.
-    let failed = result < 0 && sock.state() == TcpState::Closed as u8;
-    let missed = held & ENDED == 0 && (result == 0 || failed) && syn_sent_ns != 0;
+    // A connect() that waited and returned 0 is ESTABLISHED (but for a Fast Open that waits for data), and one that
+    // failed and left the socket in CLOSED was over before; the hook on the change of state was skipped. The error is
+    // the caller's now, not the socket's.
+    let state = sock.state();
+    let failed = result < 0 && state == TcpState::Closed as u8 && active_open::syn_left(open);
+    let connected = result == 0 && (syn_sent_ns != 0 || state != TcpState::SynSent as u8);
+    let missed = held & ENDED == 0 && (connected || failed);
     if missed {
         let end = if failed { TcpState::Closed } else { TcpState::Established };
         active_open::end_was_missed(sock, open, end as u8, errno, attach);
@@ -59,7 +62,7 @@ pub fn connect_returned<M: Memory>(sock: Sock<M>, result: i32, attach: Attach) {
         let _ = ACTIVE_OPENS.remove(socket);
         return;
     }
-    if result < 0 && syn_sent_ns == 0 && held & flags::CALL_RETURNED == 0 {
+    if result < 0 && !active_open::syn_left(open) && held & flags::CALL_RETURNED == 0 {
         // SAFETY: a live entry.
         let ends = unsafe { (*open).endpoints };
         if filter::wants_ends(&ends) {

@@ -109,8 +109,17 @@ fn syn_time(listener: u64) -> u64 {
 /// A segment reached a pending request: the final ACK, a SYN again, or a RST.
 #[inline(always)]
 pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>, skb: *const u8) {
-    let Some(entry) = maps::request(request.key()) else { return };
     let Some(segment) = sk_buff::tcp_flags::<M>(skb) else { return };
+    let Some(entry) = maps::request(request.key()) else {
+        // Its beginning was not seen; its end may be within this call.
+        if segment & RST != 0
+            && let Some(work) = IN_SOFTIRQ.get_ptr_mut(0)
+        {
+            // SAFETY: this CPU's own entry.
+            unsafe { (*work).reset_request = request.key() };
+        }
+        return;
+    };
     // SAFETY: a live entry. Two CPUs may race for one request; what can be lost is one count of a SYN.
     unsafe {
         if segment & RST != 0 {

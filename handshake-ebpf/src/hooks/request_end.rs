@@ -98,12 +98,17 @@ pub fn request_freed<M: Memory>(request: RequestSock<M>, attach: Attach) {
 #[inline(always)]
 fn died<M: Memory>(request: RequestSock<M>, attach: Attach) {
     let key = request.key();
+    let mut bits = if timer_is_of(key) { flags::TIMED_OUT } else { 0 };
     let generation_ns = match maps::request(key) {
         // SAFETY: a live entry.
         Some(entry) => unsafe { (*entry).created_ns },
-        None => now_ns(),
+        None => {
+            if was_reset(key) {
+                bits |= flags::RESET_RECEIVED;
+            }
+            now_ns()
+        }
     };
-    let bits = if timer_is_of(key) { flags::TIMED_OUT } else { 0 };
     submit(EventKind::RequestDied, attach, key, generation_ns, |event: &mut PassiveOpen| {
         request.ends(&mut event.endpoints);
         gather(request, event);
@@ -115,6 +120,18 @@ fn died<M: Memory>(request: RequestSock<M>, attach: Attach) {
     if let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) {
         // SAFETY: this CPU's own entry.
         unsafe { (*work).told = key };
+    }
+}
+
+/// Whether this CPU's last RST was for a request that no table of ours has; asked once.
+#[inline(always)]
+fn was_reset(request: u64) -> bool {
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own entry.
+    unsafe {
+        let is_it = (*work).reset_request == request;
+        (*work).reset_request = 0;
+        is_it
     }
 }
 

@@ -72,13 +72,13 @@ fn entered_syn_sent<M: Memory>(sock: Sock<M>) {
         return;
     }
     let Some(runtime) = RUNTIME.get_ptr(0) else { return };
-    // SAFETY: the array's one live entry. A probe on connect() has been here before us.
-    if unsafe { (*runtime).syn_sent_is_seen } & CONNECT_IS_PROBED != 0 {
+    // SAFETY: the array's one live entry.
+    let is_probed = unsafe { (*runtime).syn_sent_is_seen } & CONNECT_IS_PROBED != 0;
+    // A probe on connect() has been here before us, unless the kernel skipped it.
+    if is_probed && let Some(open) = ACTIVE_OPENS.get_ptr_mut(sock.key()) {
         // Under lockdown it could not read the caller's sockaddr; by now the socket has the remote end.
-        if let Some(open) = ACTIVE_OPENS.get_ptr_mut(sock.key())
-            // SAFETY: a live entry; this thread holds the socket's lock.
-            && unsafe { (*open).endpoints.remote_port } == 0
-        {
+        // SAFETY: a live entry; this thread holds the socket's lock.
+        if unsafe { (*open).endpoints.remote_port } == 0 {
             // SAFETY: as above.
             sock.ends(unsafe { &mut (*open).endpoints });
         }
@@ -99,8 +99,14 @@ fn entered_syn_sent<M: Memory>(sock: Sock<M>) {
         }
     }
     let Some(open) = active_open::begin(key, called_ns) else { return };
-    // SAFETY: the entry that was just made; this thread holds the socket's lock.
-    sock.ends(unsafe { &mut (*open).endpoints });
+    // SAFETY: the entry that was just made; this thread holds the socket's lock. When connect() was called is not known
+    // to better than the search for a route takes, where a probe should have said it.
+    unsafe {
+        sock.ends(&mut (*open).endpoints);
+        if is_probed {
+            (*open).called_ns = 0;
+        }
+    }
     // SAFETY: as above.
     if unsafe { (*runtime).syn_sent_is_seen } == 0 {
         // Nothing better will tell of the SYN: it follows within this call. The local port is still 0.

@@ -197,6 +197,20 @@ impl<M: Memory> Sock<M> {
         }
     }
 
+    /// When TCP last looked at the clock for it: when a segment was sent, or received. 0 when unknown.
+    #[inline(always)]
+    pub fn last_segment_ns(self) -> u64 {
+        let Some(tcp) = M::tcp_sock(self.address) else { return 0 };
+        M::read::<u64>(tcp, offset!(tcp_clock_cache)).unwrap_or(0)
+    }
+
+    /// Whether a SYN-ACK acknowledged its SYN, whatever became of it later: `bytes_acked` counts the SYN.
+    #[inline(always)]
+    pub fn syn_was_acknowledged(self) -> bool {
+        let Some(tcp) = M::tcp_sock(self.address) else { return false };
+        matches!(M::read::<u64>(tcp, offset!(bytes_acked)), Some(bytes) if bytes != 0)
+    }
+
     /// Whether Fast Open made this child before the final ACK.
     #[inline(always)]
     pub fn is_fast_open_child(self) -> bool {

@@ -56,6 +56,7 @@ pub(super) fn left_syn_sent(raw: &raw::LeftSynSent) -> Result<Act, DecodeError> 
         fast_open: has(flags::FAST_OPEN),
         reset_received: has(flags::RESET_RECEIVED),
         call_returned: has(flags::CALL_RETURNED),
+        end_time_unknown: has(flags::END_TIME_UNKNOWN),
         return_is_seen: has(flags::RETURN_IS_SEEN),
         own: has(flags::OWN),
         syn_data: has(flags::SYN_DATA),

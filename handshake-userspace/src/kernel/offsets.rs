@@ -191,6 +191,7 @@ const RULES: &[Rule] = &[
     optional("icsk_accept_tail", &[8], "children are not joined to their listeners in tracepoint mode"),
     optional("icsk_syn_queue", &[4], NO_QUEUE),
     optional("srtt_us", &[4], "the kernel's smoothed round-trip time is not shown"),
+    optional("tcp_clock_cache", &[8], "latency is absent where the kernel skipped our hook on the SYN"),
     optional("rcv_nxt", &[4], NO_ISN),
     optional("snd_una", &[4], NO_ISN),
     optional("write_seq", &[4], "our ISN is known only from ESTABLISHED on"),

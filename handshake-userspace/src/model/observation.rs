@@ -228,6 +228,8 @@ pub struct LeftSynSent {
     pub reset_received: bool,
     /// connect() had returned before.
     pub call_returned: bool,
+    /// The change of state was before this; when is not known.
+    pub end_time_unknown: bool,
     /// The hooks will say when connect() returns (if it has not).
     pub return_is_seen: bool,
     /// One of our own sockets.

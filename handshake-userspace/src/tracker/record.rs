@@ -41,7 +41,9 @@ impl Head {
 pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: Head) -> Handshake {
     let verdict = judge_active(&open).unwrap_or(head.incomplete());
     let established = verdict.outcome == Outcome::Established;
-    let (end_ns, end) = open.end.map_or((None, None), |(time_ns, end)| (Some(time_ns), Some(end)));
+    let (end_ns, end) = open
+        .end
+        .map_or((None, None), |(time_ns, end)| ((!end.end_time_unknown).then_some(time_ns), Some(end)));
     let (crossed_ns, crossed) =
         open.crossed.map_or((None, None), |(time_ns, left)| (Some(time_ns), Some(left)));
     let is_crossed =

@@ -1,5 +1,7 @@
 //! Active opens that fail: every errno in TCP's words, and what is no failure of the network.
 
+use handshake_common::tcp::TcpState;
+
 use super::script::*;
 use crate::model::outcome::{EvidenceKind, Flag, Outcome};
 
@@ -219,4 +221,11 @@ fn retransmissions_keep_a_slow_handshake_open() {
     assert_eq!(client.counts().in_flight, 1);
     let record = client.wait(120 * SEC).error(ETIMEDOUT).expect(Outcome::TimedOut);
     assert_eq!(record.evidence.syns, Some(11));
+}
+
+#[test]
+fn a_change_to_established_that_was_found_out_later_has_no_latency() {
+    let client = given_client().syn().wait(MS).with(|facts| facts.end_time_unknown = true);
+    let record = client.leaves(TcpState::Established).expect(Outcome::Established);
+    assert_eq!((record.latency_ns, record.phases.wire_ns, record.rtt_ns), (None, None, None));
 }

@@ -39,6 +39,7 @@ pub(crate) fn given_client_at(address: u64) -> Client {
         fast_open: false,
         reset_received: false,
         call_returned: false,
+        end_time_unknown: false,
         return_is_seen: false,
         syn_data: false,
         syn_data_acked: false,
