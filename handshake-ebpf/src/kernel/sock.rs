@@ -188,10 +188,10 @@ impl<M: Memory> Sock<M> {
     #[inline(always)]
     pub fn isn_of_unanswered_syn(self, negotiated: &mut Negotiated) {
         let Some(tcp) = M::tcp_sock(self.address) else { return };
-        if let (Some(sequence), Some(next)) =
-            (M::read::<u32>(tcp, offset!(snd_una)), M::read::<u32>(tcp, offset!(write_seq)))
-            && next == sequence.wrapping_add(1)
-        {
+        // Numbers in any case, as in `v6`: two that are unknown are no neighbours either.
+        let sequence = M::read::<u32>(tcp, offset!(snd_una)).unwrap_or(0);
+        let next = M::read::<u32>(tcp, offset!(write_seq)).unwrap_or(0);
+        if next == sequence.wrapping_add(1) {
             negotiated.local_isn = sequence;
             negotiated.known |= known::LOCAL_ISN;
         }
