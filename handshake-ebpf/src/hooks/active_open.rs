@@ -341,7 +341,7 @@ fn report_end<M: Memory>(
         || bits & flags::CALL_RETURNED != 0;
     if new_state == TcpState::Closed as u8 && syn_left {
         sock.isn_of_unanswered_syn(&mut event.negotiated);
-        if event.syn_sent_ns == 0 && event.negotiated.known & known::LOCAL_ISN != 0 {
+        if event.endpoints.local_port == 0 && event.negotiated.known & known::LOCAL_ISN != 0 {
             sock.ends_after_closed(&mut event.endpoints);
         }
     }

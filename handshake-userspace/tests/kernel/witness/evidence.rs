@@ -25,10 +25,9 @@ impl Subject {
         self.mode != "tracepoint"
     }
 
-    /// Without probes nobody sees a request that dies half open (KERNEL.md, "Tracepoint mode's limits"), and with
-    /// kprobes not all of them.
+    /// Without probes nobody sees a request that dies half open (KERNEL.md, "Tracepoint mode's limits").
     pub fn misses_half_open(&self) -> bool {
-        matches!(self.mode.as_str(), "tracepoint" | "kprobe")
+        self.mode == "tracepoint"
     }
 }
 
