@@ -114,7 +114,6 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
     let left = LeftSynSent {
         ends: client,
         process: Some(process.clone()),
-        actor: None,
         called_ns: Some(began_ns),
         syn_sent_ns: Some(began_ns + 1_000),
         answered_ns: Some(began_ns + 10_000),

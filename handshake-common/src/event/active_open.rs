@@ -18,8 +18,7 @@ pub mod flags {
     pub const CALL_RETURNED: u32 = 1 << 2;
     /// The hooks could have seen connect() return; without this bit nobody should wait for it.
     pub const RETURN_IS_SEEN: u32 = 1 << 3;
-    /// The change of state happened in process context, in the thread of `actor`.
-    pub const IN_PROCESS: u32 = 1 << 4;
+    // Bit 4 named an actor that no hook ever filled (ABI 2).
     /// We sent a RST for this socket.
     pub const RESET_SENT: u32 = 1 << 5;
     /// The socket is the daemon's own (canary, probe, exporters).
@@ -78,8 +77,6 @@ pub struct LeftSynSent {
     pub endpoints: Endpoints,
     /// Who called connect().
     pub owner: Owner,
-    /// Who was running, if that means anything ([`flags::IN_PROCESS`]): who closed the socket.
-    pub actor: Owner,
     /// When connect() was called, 0 if not seen.
     pub called_ns: u64,
     /// When the first SYN was sent, 0 if none was seen.
@@ -118,5 +115,5 @@ crate::pod!(SynSent, ConnectFailed, LeftSynSent, ConnectReturned);
 
 const _: () = assert!(size_of::<SynSent>() == 136);
 const _: () = assert!(size_of::<ConnectFailed>() == 104);
-const _: () = assert!(size_of::<LeftSynSent>() == 208);
+const _: () = assert!(size_of::<LeftSynSent>() == 168);
 const _: () = assert!(size_of::<ConnectReturned>() == 8);

@@ -16,7 +16,7 @@ pub mod snapshot;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of everything in this module; raised when a payload changes.
-pub const ABI_VERSION: u16 = 2;
+pub const ABI_VERSION: u16 = 3;
 
 /// What happened. Families are a hundred apart (hex), so that each can grow.
 #[repr(u16)]

@@ -1,8 +1,8 @@
 //! Acts of an active open: SYN sent, connect() failed or returned, SYN-SENT left.
 //!
-//! Mirrors `handshake_common::event::active_open`. What a reader would get wrong: `actor` (who was running
-//! when the state changed) is somebody only with `IN_PROCESS`; in softirq it would be whoever was
-//! interrupted, so without that bit it is dropped even when it was filled.
+//! Mirrors `handshake_common::event::active_open`. What a reader would get wrong: the process is who called connect(),
+//! as noted then; who was running when the state changed is nobody's business, for in softirq it is whoever was
+//! interrupted.
 
 use handshake_common::event::active_open::{self as raw, flags};
 
@@ -41,7 +41,6 @@ pub(super) fn left_syn_sent(raw: &raw::LeftSynSent) -> Result<Act, DecodeError> 
     Ok(Act::LeftSynSent(Box::new(LeftSynSent {
         ends: ends(&raw.endpoints),
         process: process(&raw.owner),
-        actor: process(&raw.actor).filter(|_| has(flags::IN_PROCESS)),
         called_ns: known_ns(raw.called_ns),
         syn_sent_ns: known_ns(raw.syn_sent_ns),
         answered_ns: known_ns(raw.answered_ns),

@@ -210,16 +210,6 @@ fn left_syn_sent_gives_times_state_and_what_was_agreed_on() {
 }
 
 #[test]
-fn an_actor_outside_process_context_is_nobody() {
-    let mut raw = active_open::LeftSynSent { actor: owner(b"swapper/0"), new_state: 7, ..Default::default() };
-    let Act::LeftSynSent(seen) = act(EventKind::LeftSynSent, &raw) else { panic!("another act") };
-    assert_eq!(seen.actor, None);
-    raw.flags = active_open::flags::IN_PROCESS;
-    let Act::LeftSynSent(seen) = act(EventKind::LeftSynSent, &raw) else { panic!("another act") };
-    assert_eq!(seen.actor.map(|actor| actor.pid), Some(12));
-}
-
-#[test]
 fn connect_returned_keeps_its_errno() {
     let raw = active_open::ConnectReturned { errno: 115, flags: 0 };
     assert_eq!(act(EventKind::ConnectReturned, &raw), Act::ConnectReturned { errno: 115 });

@@ -198,8 +198,6 @@ pub struct LeftSynSent {
     pub ends: Ends,
     /// Who connected.
     pub process: Option<Process>,
-    /// In whose context the state changed, where that means anything.
-    pub actor: Option<Process>,
     /// When connect() was called.
     pub called_ns: Option<u64>,
     /// When the first SYN was sent.

@@ -293,7 +293,6 @@ fn syn_left_ns(end: &LeftSynSent) -> Option<u64> {
 /// Whether the kernel gave the socket up, by tcp_done(), and nobody closed it: that leaves an error on it. The one
 /// that tcp_disconnect() leaves on a socket which it closes itself comes later, unless its event did.
 fn is_given_up(end: &LeftSynSent) -> bool {
-    let by_itself =
-        end.sk_err == Some(verdict::errno::ECONNRESET) && !end.reset_received && end.actor.is_some();
+    let by_itself = end.sk_err == Some(verdict::errno::ECONNRESET) && !end.reset_received;
     end.new_state == TcpState::Closed && end.sk_err.is_some_and(|error| error != 0) && !by_itself
 }

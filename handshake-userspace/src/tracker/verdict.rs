@@ -88,21 +88,15 @@ pub(super) fn left_syn_sent_for_closed(
         !is_still_connecting(*number) && !matches!(*number, 0 | errno::EINTR | errno::ERESTARTSYS)
     });
     match end.sk_err {
-        // tcp_disconnect() raises ECONNRESET on the socket that it closes itself; in a thread of the
-        // application and without a RST that is no reset by the peer.
-        Some(0) | Some(errno::ECONNRESET)
-            if !end.reset_received && (end.sk_err == Some(0) || end.actor.is_some()) =>
-        {
-            match failed_call {
-                Some(number) if !syn_left || number == errno::EADDRNOTAVAIL => {
-                    Some(failed_before_syn(number))
-                }
-                _ if syn_left || end.deferred => {
-                    Some(Verdict::new(Outcome::Cancelled, EvidenceKind::ClosedInSynSent))
-                }
-                _ => Some(Verdict::new(Outcome::LocalError, EvidenceKind::ClosedInSynSent)),
+        // A RST in SYN-SENT means ECONNREFUSED (tcp_reset()). ECONNRESET without one is what tcp_disconnect() puts
+        // on a socket that it closes itself, for connect() to AF_UNSPEC.
+        Some(0 | errno::ECONNRESET) if !end.reset_received => match failed_call {
+            Some(number) if !syn_left || number == errno::EADDRNOTAVAIL => Some(failed_before_syn(number)),
+            _ if syn_left || end.deferred => {
+                Some(Verdict::new(Outcome::Cancelled, EvidenceKind::ClosedInSynSent))
             }
-        }
+            _ => Some(Verdict::new(Outcome::LocalError, EvidenceKind::ClosedInSynSent)),
+        },
         // A RST was seen and then the socket was closed without an error: the RST was not acceptable (RFC
         // 9293 section 3.10.7.3) or its errno had been read. In SYN-SENT an acceptable one means refused.
         Some(0) => Some(Verdict::new(Outcome::Cancelled, EvidenceKind::ClosedInSynSent)),
@@ -110,14 +104,7 @@ pub(super) fn left_syn_sent_for_closed(
         None if end.reset_received => {
             Some(Verdict::new(Outcome::Refused, EvidenceKind::ResetReceived).with(errno::ECONNREFUSED))
         }
-        None => match failed_call {
-            Some(number) => Some(by_call(number)),
-            None if end.actor.is_some() && end.answered_ns.is_none() => {
-                let outcome = if syn_left || end.deferred { Outcome::Cancelled } else { Outcome::LocalError };
-                Some(Verdict::new(outcome, EvidenceKind::ClosedInSynSent))
-            }
-            None => None,
-        },
+        None => failed_call.map(by_call),
     }
 }
 

@@ -74,14 +74,8 @@ fn close_in_syn_sent_is_cancelled_not_refused() {
 
 #[test]
 fn connect_to_af_unspec_in_syn_sent_is_cancelled_not_reset() {
-    let client = given_client().syn().wait(MS).with(|facts| facts.actor = Some(process(1234)));
-    client.error(ECONNRESET).expect(Outcome::Cancelled);
-}
-
-#[test]
-fn econnreset_outside_a_process_is_reset_though_no_rst_was_seen() {
-    let record = given_client().syn().wait(MS).error(ECONNRESET).expect(Outcome::Reset);
-    assert_eq!(record.evidence.kind, EvidenceKind::SocketError);
+    let record = given_client().syn().wait(MS).error(ECONNRESET).expect(Outcome::Cancelled);
+    assert_eq!(record.evidence.kind, EvidenceKind::ClosedInSynSent);
 }
 
 #[test]

@@ -139,7 +139,7 @@ fn any_state() -> impl Strategy<Value = TcpState> {
 fn any_left_syn_sent() -> impl Strategy<Value = LeftSynSent> {
     let stamps = (any_time(), any_time(), any_time(), any_time());
     let error = prop_oneof![Just(None), Just(Some(0)), (0..140_u32).prop_map(Some)];
-    (stamps, error, any_state(), any::<[bool; 6]>(), any::<u16>()).prop_map(
+    (stamps, error, any_state(), any::<[bool; 5]>(), any::<u16>()).prop_map(
         |((called_ns, syn_sent_ns, answered_ns, last_retransmit_ns), sk_err, new_state, bits, count)| {
             LeftSynSent {
                 called_ns,
@@ -153,8 +153,7 @@ fn any_left_syn_sent() -> impl Strategy<Value = LeftSynSent> {
                 reset_received: bits[1],
                 call_returned: bits[2],
                 return_is_seen: bits[3],
-                actor: bits[4].then(|| process(1)),
-                fast_open: bits[5],
+                fast_open: bits[4],
                 ..given_client().facts
             }
         },

@@ -24,7 +24,6 @@ pub(crate) fn given_client_at(address: u64) -> Client {
     let facts = LeftSynSent {
         ends: ends(40_112),
         process: Some(process(1234)),
-        actor: None,
         called_ns: Some(START),
         syn_sent_ns: None,
         answered_ns: None,
@@ -110,8 +109,7 @@ impl Client {
         self.leaves(TcpState::Closed)
     }
 
-    pub(crate) fn application_closes(mut self) -> Self {
-        self.facts.actor = self.facts.process.clone();
+    pub(crate) fn application_closes(self) -> Self {
         self.error(0)
     }
 
