@@ -19,7 +19,7 @@ pub mod flags {
     /// The hooks could have seen connect() return; without this bit nobody should wait for it.
     pub const RETURN_IS_SEEN: u32 = 1 << 3;
     // Bit 4 named an actor that no hook ever filled (ABI 2).
-    /// We sent a RST for this socket.
+    /// We answered a segment with a RST in SYN-SENT: its ACK was of no SYN of ours.
     pub const RESET_SENT: u32 = 1 << 5;
     /// The socket is the daemon's own (canary, probe, exporters).
     pub const OWN: u32 = 1 << 6;
@@ -97,8 +97,8 @@ pub struct LeftSynSent {
     pub syn_retransmits: u16,
     /// The state that it went to, a [`crate::tcp::TcpState`].
     pub new_state: u8,
-    /// TCP flags of the segment that answered, 0 if none was seen.
-    pub answer_flags: u8,
+    /// Keeps the layout free of padding.
+    pub reserved: u8,
 }
 
 /// A connect() call returned to its caller.

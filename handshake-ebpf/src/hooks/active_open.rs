@@ -309,7 +309,6 @@ fn report_end<M: Memory>(
             event.answered_ns = (*open).answered_ns;
             event.last_retransmit_ns = (*open).last_retransmit_ns;
             event.syn_retransmits = (*open).syn_retransmits;
-            event.answer_flags = (*open).answer_flags;
             bits = (*open).flags & !ENDED;
         }
     }

@@ -14,7 +14,7 @@ use handshake_common::{
         retransmit, snapshot,
     },
     owner::Owner,
-    tcp::{ACK, Negotiated, SYN, TcpState, known, option_bits},
+    tcp::{Negotiated, TcpState, known, option_bits},
 };
 use zerocopy::{Immutable, IntoBytes};
 
@@ -195,18 +195,21 @@ fn left_syn_sent_gives_times_state_and_what_was_agreed_on() {
         last_retransmit_ns: 0,
         negotiated: negotiated(),
         sk_err_soft: 113,
-        flags: active_open::flags::ERROR_KNOWN | active_open::flags::RETURN_IS_SEEN,
+        flags: active_open::flags::ERROR_KNOWN
+            | active_open::flags::RETURN_IS_SEEN
+            | active_open::flags::RESET_SENT,
         syn_retransmits: 2,
         new_state: TcpState::Established as u8,
-        answer_flags: SYN | ACK,
         ..Default::default()
     };
     let Act::LeftSynSent(seen) = act(EventKind::LeftSynSent, &raw) else { panic!("another act") };
     assert_eq!((seen.ends, seen.agreed, seen.new_state), (the_ends(), the_agreed(), TcpState::Established));
     assert_eq!((seen.called_ns, seen.syn_sent_ns, seen.answered_ns), (Some(1), Some(2), Some(3)));
     assert_eq!((seen.last_retransmit_ns, seen.syn_retransmits), (None, 2));
-    assert_eq!((seen.sk_err, seen.sk_err_soft, seen.answer_flags), (Some(0), 113, Some(SYN | ACK)));
-    assert!(seen.return_is_seen && !seen.call_returned && !seen.reset_received && !seen.own);
+    assert_eq!((seen.sk_err, seen.sk_err_soft), (Some(0), 113));
+    assert!(
+        seen.return_is_seen && seen.reset_sent && !seen.call_returned && !seen.reset_received && !seen.own
+    );
 }
 
 #[test]

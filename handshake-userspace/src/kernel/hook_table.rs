@@ -316,7 +316,7 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "reset_sent",
         ways: &[common(&[program("hs_rst_sent", Place::BtfTracepoint("tcp_send_reset"))])],
-        without_it: "recordings lack the resets that we sent; no record shows them yet",
+        without_it: "a client whose peer held an earlier connection of the same ends is not flagged `reset_sent`",
         required: false,
     },
     Hook {

@@ -216,14 +216,14 @@ pub struct LeftSynSent {
     pub syn_retransmits: u16,
     /// The new state.
     pub new_state: TcpState,
-    /// TCP flags of the answer.
-    pub answer_flags: Option<u8>,
     /// The SYN left after connect() had returned.
     pub deferred: bool,
     /// Fast Open took part.
     pub fast_open: bool,
     /// A RST was seen.
     pub reset_received: bool,
+    /// We answered a segment with a RST.
+    pub reset_sent: bool,
     /// connect() had returned before.
     pub call_returned: bool,
     /// The change of state was before this; when is not known.

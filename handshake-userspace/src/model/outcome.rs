@@ -139,6 +139,8 @@ pub enum Flag {
     Mptcp,
     /// Put together under TCP_REPAIR: no segment was exchanged.
     Repair,
+    /// In SYN-SENT we answered a segment with a RST: the peer held an earlier connection with these ends.
+    ResetSent,
 }
 
 /// What became of a child that was still queued when its handshake record was written.

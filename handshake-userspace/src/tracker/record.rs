@@ -131,6 +131,7 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
             (is_crossed, Flag::SimultaneousOpen),
             (open.seen_late, Flag::SeenLate),
             (non_blocking, Flag::NonBlocking),
+            (end.as_ref().is_some_and(|end| end.reset_sent), Flag::ResetSent),
             (head.events_lost, Flag::EventsLost),
         ]),
         dropped,

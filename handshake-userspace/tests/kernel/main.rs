@@ -13,6 +13,7 @@ mod bounds;
 mod btf_file;
 mod canary;
 mod drops;
+mod earlier_connection;
 mod environment;
 mod fast_open;
 mod filters;

@@ -20,7 +20,7 @@ use handshake_common::{
         retransmit::SynRetransmitted,
     },
     owner::Owner,
-    tcp::{self, Negotiated, TcpState, known, option_bits},
+    tcp::{Negotiated, TcpState, known, option_bits},
 };
 use zerocopy::{Immutable, IntoBytes};
 
@@ -110,7 +110,6 @@ fn established() -> Vec<(u64, Bytes)> {
                 answered_ns: answered,
                 negotiated: negotiated(0xdead_beef, 0x0bad_f00d),
                 new_state: TcpState::Established as u8,
-                answer_flags: tcp::SYN | tcp::ACK,
                 ..left(client, called, sent, "curl")
             },
         ),
@@ -147,7 +146,6 @@ fn refused() -> Vec<(u64, Bytes)> {
                 sk_err: 111,
                 flags: active_open::flags::ERROR_KNOWN | active_open::flags::RESET_RECEIVED,
                 new_state: TcpState::Closed as u8,
-                answer_flags: tcp::RST | tcp::ACK,
                 ..left(client, called, sent, "nc")
             },
         ),

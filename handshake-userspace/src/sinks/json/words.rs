@@ -91,6 +91,7 @@ pub const fn flag(flag: Flag) -> &'static str {
         Flag::AckDropped => "ack_dropped",
         Flag::Mptcp => "mptcp",
         Flag::Repair => "repair",
+        Flag::ResetSent => "reset_sent",
     }
 }
 

@@ -228,6 +228,7 @@ fn flag_words(flag: Flag) -> &'static str {
         Flag::AckDropped => "ACK dropped here",
         Flag::Mptcp => "MPTCP",
         Flag::Repair => "TCP_REPAIR",
+        Flag::ResetSent => "peer held an earlier connection, RST sent",
     }
 }
 

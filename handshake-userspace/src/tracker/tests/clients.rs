@@ -29,6 +29,14 @@ fn syn_answered_by_syn_ack_establishes() {
 }
 
 #[test]
+fn answer_to_another_connection_is_a_flag_and_no_round_trip() {
+    let client = given_client().syn().wait(MS).with(|facts| facts.reset_sent = true);
+    let record = client.syn_retransmit().wait(MS).syn_ack().expect(Outcome::Established);
+    assert_eq!(record.flags, vec![Flag::ResetSent]);
+    assert_eq!((record.rtt_ns, record.retransmits.syn), (None, Some(1)));
+}
+
+#[test]
 fn return_of_connect_after_established_is_the_wake() {
     let client = given_client().with(|facts| facts.return_is_seen = true).syn().wait(MS).syn_ack();
     let record = client.wait(5 * US).returns(0).expect(Outcome::Established);
