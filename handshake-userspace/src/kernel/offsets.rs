@@ -176,7 +176,11 @@ const RULES: &[Rule] = &[
     optional("skc_listener", &[8], "who listened for a request that was half open before us is not shown"),
     required("net_ns_inum", &[4], "network namespaces are not told apart"),
     optional("sk_err", &[4], "refused, timed out and unreachable are not told apart"),
-    optional("sk_err_soft", &[4], "what an ICMP said while connect() went on trying is not shown"),
+    optional(
+        "sk_err_soft",
+        &[4],
+        "what an ICMP said while connect() went on trying is not shown (`evidence.soft_errno`)",
+    ),
     // Before 5.6 the protocol was a bit-field; MPTCP's own sockets could then not be left out.
     required("sk_protocol", &[2], "TCP is not told from other protocols"),
     optional("sk_socket", &[8], NO_INODE),

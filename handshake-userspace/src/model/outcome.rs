@@ -99,6 +99,8 @@ pub struct Evidence {
     pub kind: EvidenceKind,
     /// The errno that the socket or the call had.
     pub errno: Option<u32>,
+    /// What TCP had noted before and gone on trying for all that: an ICMP, or a route that was gone (client).
+    pub soft_errno: Option<u32>,
     /// SYNs sent (client), the first one included.
     pub syns: Option<u32>,
     /// SYN-ACKs sent (server), the first one included.

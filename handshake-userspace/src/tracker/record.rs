@@ -15,7 +15,7 @@ use super::{
 use crate::model::{
     handshake::{AcceptQueue, Dropped, FastOpen, Handshake, Isn, Key, Options, Phases, Retransmits},
     observation::{Agreed, LeftSynSent},
-    outcome::{EvidenceKind, Flag, Outcome, Role},
+    outcome::{Evidence, EvidenceKind, Flag, Outcome, Role},
 };
 
 /// What the record needs and the handshake itself doesn't know.
@@ -87,7 +87,10 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         began_ns: began_ns.unwrap_or(head.since_ns),
         role: if is_crossed { Role::Simultaneous } else { Role::Client },
         outcome: verdict.outcome,
-        evidence: verdict.evidence(syns, None),
+        evidence: Evidence {
+            soft_errno: end.as_ref().map(|end| end.sk_err_soft).filter(|number| *number != 0 && !established),
+            ..verdict.evidence(syns, None)
+        },
         local: open.ends.local,
         remote: open.ends.remote,
         netns: open.ends.netns,

@@ -54,7 +54,7 @@ impl Verdict {
     }
 
     pub(super) fn evidence(self, syns: Option<u32>, syn_acks: Option<u32>) -> Evidence {
-        Evidence { kind: self.kind, errno: self.errno, syns, syn_acks }
+        Evidence { kind: self.kind, errno: self.errno, soft_errno: None, syns, syn_acks }
     }
 }
 

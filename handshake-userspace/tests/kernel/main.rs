@@ -23,6 +23,7 @@ mod lost_for_good;
 mod migration;
 mod neighbours;
 mod netns;
+mod noted_errors;
 mod passive_open;
 mod peer;
 mod program;

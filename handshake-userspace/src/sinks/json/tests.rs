@@ -57,6 +57,7 @@ pub(in crate::sinks) fn client() -> Handshake {
         evidence: Evidence {
             kind: EvidenceKind::StateEstablished,
             errno: None,
+            soft_errno: None,
             syns: Some(1),
             syn_acks: None,
         },
@@ -156,8 +157,13 @@ fn loss_is_as_the_manual_says() {
 fn a_failure_has_its_evidence() {
     let mut refused = client();
     refused.outcome = Outcome::Refused;
-    refused.evidence =
-        Evidence { kind: EvidenceKind::ResetReceived, errno: Some(111), syns: Some(1), syn_acks: None };
+    refused.evidence = Evidence {
+        kind: EvidenceKind::ResetReceived,
+        errno: Some(111),
+        soft_errno: None,
+        syns: Some(1),
+        syn_acks: None,
+    };
     let line = line(&Record::Handshake(Box::new(refused), None));
     let expected =
         r#""outcome":"refused","evidence":{"kind":"reset_received","errno":"ECONNREFUSED","syns":1},"local""#;
@@ -172,7 +178,13 @@ fn what_is_unknown_is_absent() {
         began_ns: 0,
         role: Role::Server,
         outcome: Outcome::Incomplete,
-        evidence: Evidence { kind: EvidenceKind::EventsLost, errno: None, syns: None, syn_acks: None },
+        evidence: Evidence {
+            kind: EvidenceKind::EventsLost,
+            errno: None,
+            soft_errno: None,
+            syns: None,
+            syn_acks: None,
+        },
         local: None,
         remote: Some("[2001:db8::1]:0".parse().unwrap()),
         netns: None,

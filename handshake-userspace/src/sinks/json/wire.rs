@@ -82,6 +82,7 @@ impl<'a> Handshake<'a> {
             evidence: (handshake.evidence.kind != EvidenceKind::StateEstablished).then(|| Evidence {
                 kind: words::evidence(handshake.evidence.kind),
                 errno: handshake.evidence.errno.map(errno::name),
+                soft_errno: handshake.evidence.soft_errno.map(errno::name),
                 syns: handshake.evidence.syns,
                 syn_acks: handshake.evidence.syn_acks,
             }),
@@ -189,6 +190,8 @@ struct Evidence {
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     errno: Option<Cow<'static, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    soft_errno: Option<Cow<'static, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     syns: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]

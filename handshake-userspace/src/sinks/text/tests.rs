@@ -86,7 +86,7 @@ fn a_long_address_widens_its_column_for_the_lines_after_it() {
 fn failed(outcome: Outcome, kind: EvidenceKind, errno: Option<u32>) -> Handshake {
     let mut handshake = client();
     handshake.outcome = outcome;
-    handshake.evidence = Evidence { kind, errno, syns: Some(3), syn_acks: None };
+    handshake.evidence = Evidence { kind, errno, soft_errno: None, syns: Some(3), syn_acks: None };
     handshake.latency_ns = None;
     handshake
 }

@@ -205,9 +205,13 @@ fn evidence(evidence: &Evidence, reason: Option<&str>) -> String {
         },
         EvidenceKind::NoSynAckMade => "no SYN-ACK was made".to_owned(),
     };
-    match evidence.errno {
+    let said = match evidence.errno {
         Some(number) if number != 0 => format!("{said} ({})", errno::name(number)),
         _ => said,
+    };
+    match evidence.soft_errno.filter(|number| evidence.errno != Some(*number)) {
+        Some(number) => format!("{said}, noted before: {}", errno::name(number)),
+        None => said,
     }
 }
 

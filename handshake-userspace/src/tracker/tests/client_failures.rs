@@ -36,7 +36,21 @@ fn syns_unanswered_until_the_kernel_gives_up_time_out() {
 #[test]
 fn soft_icmp_error_before_a_time_out_stays_a_time_out() {
     let client = given_client().syn().wait(SEC).with(|facts| facts.sk_err_soft = 113);
-    client.error(ETIMEDOUT).expect(Outcome::TimedOut);
+    let record = client.error(ETIMEDOUT).expect(Outcome::TimedOut);
+    assert_eq!((record.evidence.errno, record.evidence.soft_errno), (Some(ETIMEDOUT), Some(113)));
+}
+
+#[test]
+fn icmp_noted_before_the_application_gave_up_is_evidence() {
+    let client = given_client().syn().wait(SEC).with(|facts| facts.sk_err_soft = 113);
+    let record = client.application_closes().expect(Outcome::Cancelled);
+    assert_eq!((record.evidence.errno, record.evidence.soft_errno), (None, Some(113)));
+}
+
+#[test]
+fn without_an_icmp_nothing_was_noted() {
+    let record = given_client().syn().wait(SEC).application_closes().expect(Outcome::Cancelled);
+    assert_eq!(record.evidence.soft_errno, None);
 }
 
 #[test]

@@ -1,0 +1,51 @@
+//! Errors that TCP notes and goes on trying for all that: evidence of a connect() that its application gave up.
+//!
+//! The server's host routes for the client's and says by ICMP that there is no way. What a reader would get wrong: an
+//! ICMP ends a connect() only if it finds the socket at rest; over veth it mostly comes while connect() still sends, and
+//! then it is noted (`sk_err_soft`). On a busy machine it may come later, so there are several attempts.
+
+use std::net::SocketAddr;
+
+use super::{
+    environment::is_fit,
+    netns::{Pair, SERVER_V4},
+    record::Record,
+    traffic::connect_without_waiting,
+    watch::Watch,
+};
+
+/// The kernel sends so many ICMPs in a row to one host before it limits their rate.
+const ATTEMPTS: u16 = 4;
+
+#[test]
+fn an_icmp_that_connect_did_not_end_for_is_evidence_when_the_application_gives_up() {
+    if !is_fit("an_icmp_that_connect_did_not_end_for_is_evidence_when_the_application_gives_up") {
+        return;
+    }
+    let pair = Pair::new();
+    pair.server.set("ipv4/ip_forward", "1");
+    pair.server.set("ipv4/icmp_ratelimit", "0");
+    pair.server.ip("route add unreachable 198.51.100.0/24");
+    pair.client.ip(&format!("route add 198.51.100.0/24 via {SERVER_V4}"));
+    let watch = Watch::begin();
+    let given_up = |port: u16| -> Record {
+        let to = SocketAddr::from(([198, 51, 100, 1], port));
+        pair.client.on_thread("hs-client", || drop(connect_without_waiting(to)));
+        watch.wait_for_end("client", port)
+    };
+    let records: Vec<Record> = (0..ATTEMPTS).map(|nth| given_up(7_000 + nth)).collect();
+    for record in &records {
+        match record.text("outcome") {
+            Some("cancelled") => record.expect_text("evidence.kind", "closed_in_syn_sent"),
+            _ => {
+                record.expect_text("outcome", "host_unreachable").expect_text("evidence.kind", "socket_error")
+            }
+        };
+    }
+    let noted = records.iter().find(|record| {
+        record.text("outcome") == Some("cancelled")
+            && record.text("evidence.soft_errno") == Some("EHOSTUNREACH")
+    });
+    noted.unwrap_or_else(|| panic!("none was noted: {records:?}")).expect_absent("evidence.errno");
+    watch.end();
+}
