@@ -105,7 +105,8 @@ pub struct Negotiated {
     pub local_isn: u32,
     /// The peer's initial sequence number.
     pub remote_isn: u32,
-    /// The kernel's smoothed round-trip time in microseconds; wrong when anything was retransmitted.
+    /// The kernel's smoothed round-trip time in microseconds, 0 before its first. It obeys Karn, or tells by
+    /// timestamps which segment was answered.
     pub srtt_us: u32,
     /// Bits of [`known`].
     pub known: u32,

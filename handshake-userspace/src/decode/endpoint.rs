@@ -59,7 +59,7 @@ pub(super) fn agreed(raw: &Negotiated) -> Agreed {
     Agreed {
         local_isn: is_known(known::LOCAL_ISN).then_some(raw.local_isn),
         remote_isn: is_known(known::REMOTE_ISN).then_some(raw.remote_isn),
-        srtt_us: is_known(known::SRTT).then_some(raw.srtt_us),
+        srtt_us: (is_known(known::SRTT) && raw.srtt_us != 0).then_some(raw.srtt_us),
         mptcp: has(option_bits::MPTCP),
         repair: has(option_bits::REPAIR),
         options: (is_known(known::OPTIONS) && !has(option_bits::REPAIR)).then(|| Options {

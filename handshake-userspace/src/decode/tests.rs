@@ -185,6 +185,14 @@ fn connect_failed_keeps_its_errno() {
 }
 
 #[test]
+fn round_trip_of_no_time_is_none() {
+    let nothing_measured = Negotiated { srtt_us: 0, ..negotiated() };
+    let raw = active_open::LeftSynSent { negotiated: nothing_measured, new_state: 7, ..Default::default() };
+    let Act::LeftSynSent(seen) = act(EventKind::LeftSynSent, &raw) else { panic!("another act") };
+    assert_eq!(seen.agreed.srtt_us, None);
+}
+
+#[test]
 fn left_syn_sent_gives_times_state_and_what_was_agreed_on() {
     let raw = active_open::LeftSynSent {
         endpoints: endpoints(),

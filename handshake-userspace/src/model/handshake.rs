@@ -59,6 +59,8 @@ pub struct Handshake {
     pub failed_after_ns: Option<u64>,
     /// One round trip, if nothing was retransmitted (Karn) and nothing else blurs it.
     pub rtt_ns: Option<u64>,
+    /// The round trip as the kernel measured it by itself, in microseconds.
+    pub kernel_rtt_us: Option<u32>,
     /// Where the time went.
     pub phases: Phases,
     /// What was sent again.

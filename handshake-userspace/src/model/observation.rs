@@ -87,7 +87,7 @@ pub struct Agreed {
     pub local_isn: Option<u32>,
     /// The peer's ISN.
     pub remote_isn: Option<u32>,
-    /// The kernel's smoothed round-trip time.
+    /// The kernel's smoothed round-trip time; absent when it had measured none.
     pub srtt_us: Option<u32>,
     /// The options.
     pub options: Option<Options>,

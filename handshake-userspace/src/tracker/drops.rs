@@ -198,6 +198,7 @@ pub(super) fn of_dropped_attempt(attempt: DroppedAttempt, dropped: Dropped, head
         latency_ns: None,
         failed_after_ns: None,
         rtt_ns: None,
+        kernel_rtt_us: None,
         phases: Phases::default(),
         retransmits: Retransmits { syn_seen: syns, ..Retransmits::default() },
         isn: Isn { local: None, remote: attempt.isn },

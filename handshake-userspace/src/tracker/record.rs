@@ -103,6 +103,7 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         },
         // In a simultaneous open the SYN that came is no answer to ours.
         rtt_ns: wire_ns.filter(|_| open.syn_retransmits == 0 && !is_crossed),
+        kernel_rtt_us: agreed.srtt_us.filter(|_| established && !agreed.repair),
         phases: Phases {
             local_ns: if open.deferred { None } else { between(called_ns, syn_ns) },
             wire_ns,
@@ -232,6 +233,11 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
             None
         },
         rtt_ns: ack_ns.filter(|_| !blurred),
+        // The kernel measures to the ACK that made the child. That it was the first one only probes can tell.
+        kernel_rtt_us: agreed
+            .srtt_us
+            .filter(|_| established_ns.is_some() && final_ack_ns.is_some())
+            .filter(|_| !defer_accept && !ack_dropped && !syn_cookie),
         phases: Phases {
             synack_ns: between(syn_ns, synack_ns),
             ack_ns,

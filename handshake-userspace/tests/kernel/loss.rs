@@ -39,6 +39,8 @@ fn a_lost_syn_is_one_second_of_waiting_and_no_round_trip() {
         .expect_within("retransmits.waited_ns", 950..=1_400)
         .expect_within("latency_ns", 950..=1_600)
         .expect_absent("rtt_ns");
+    // By the timestamps the kernel knows that the second SYN was answered.
+    assert!(client.number("kernel_rtt_us").is_some_and(|us| us < 500_000), "{client}");
     let accepted = watch.wait_for_end("server", server.port);
     accepted.expect_text("outcome", "established").expect_number("retransmits.syn_ack", 0);
     accepted.expect_within("latency_ns", 0..=300);

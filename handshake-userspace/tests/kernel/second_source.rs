@@ -15,7 +15,7 @@ use handshake_common::offsets::{Offsets, UNAVAILABLE};
 use zerocopy::IntoBytes as _;
 
 use super::{
-    environment::{is_fit, run, skip},
+    environment::{has_probes, is_fit, run, skip},
     netns::{Pair, SERVER_V4},
     record::Record,
     watch::Watch,
@@ -138,6 +138,12 @@ fn agrees(record: &Record, said: &str) {
         .map(|mss| mss + 12)
         .filter(|_| record.text("role") == Some("server") && words.contains(&"ts"));
     assert!(ours.is_some() && (ours == said_now || ours == before), "{record}\n{said}");
+    // In milliseconds with three decimals; nothing was measured since.
+    let rtt_us =
+        value("rtt:").and_then(|rtt| rtt.split('/').next()?.parse::<f64>().ok()).map(|ms| ms * 1_000.0);
+    // Without probes TCP_DEFER_ACCEPT, which makes a server's say nothing of the network, is not seen.
+    let rtt_us = rtt_us.filter(|_| has_probes() || record.text("role") == Some("client"));
+    assert_eq!(record.number("kernel_rtt_us"), rtt_us.map(|us| us.round() as u64), "{record}\n{said}");
     // It gives the peer's scale, which we send with, first.
     let scales = value("wscale:").and_then(|scales| scales.split_once(','));
     let (sent, received) = scales.expect("a scale was agreed on");

@@ -82,6 +82,7 @@ fn tcp_defer_accept_waits_for_data_and_says_so() {
         .expect_text("outcome", "established")
         .expect_text("process.comm", "hs-both")
         .expect_absent("rtt_ns")
+        .expect_absent("kernel_rtt_us")
         .expect_within("latency_ns", 140..=900);
     if has_probes() {
         server.expect_flag("defer_accept");

@@ -285,7 +285,8 @@ fn negotiated(local_isn: u32, remote_isn: u32) -> Negotiated {
     Negotiated {
         local_isn,
         remote_isn,
-        known: known::LOCAL_ISN | known::REMOTE_ISN | known::OPTIONS,
+        srtt_us: 39_990,
+        known: known::LOCAL_ISN | known::REMOTE_ISN | known::OPTIONS | known::SRTT,
         mss: 1460,
         options: option_bits::TIMESTAMPS | option_bits::WINDOW_SCALE | option_bits::SACK,
         local_window_scale: 7,

@@ -36,6 +36,7 @@ fn handshake(role: Role, process: Option<Process>) -> Handshake {
         latency_ns: Some(10),
         failed_after_ns: None,
         rtt_ns: None,
+        kernel_rtt_us: None,
         phases: Phases::default(),
         retransmits: Retransmits::default(),
         isn: Isn::default(),

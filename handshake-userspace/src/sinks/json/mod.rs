@@ -12,7 +12,7 @@
 //!  "id":"0badf00ddeadbeef","role":"client","outcome":"established",
 //!  "local":{"address":"10.9.0.1","port":40112},"remote":{"address":"10.9.0.2","port":443},
 //!  "netns":4026531840,"process":{"pid":1234,"tid":1234,"comm":"curl","uid":1000,"cgroup_id":"77"},
-//!  "latency_ns":41020331,"rtt_ns":41012210,
+//!  "latency_ns":41020331,"rtt_ns":41012210,"kernel_rtt_us":41010,
 //!  "phases":{"local_ns":8121,"wire_ns":41012210,"wake_ns":5023},
 //!  "retransmits":{"syn":0,"waited_ns":0},"isn":{"local":3735928559,"remote":195948557},
 //!  "options":{"mss":1460,"window_scale":{"local":7,"remote":7},"sack":true,"timestamps":true,"ecn":false,"fast_open":"none",

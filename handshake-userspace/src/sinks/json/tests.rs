@@ -68,6 +68,7 @@ pub(in crate::sinks) fn client() -> Handshake {
         latency_ns: Some(41_020_331),
         failed_after_ns: None,
         rtt_ns: Some(41_012_210),
+        kernel_rtt_us: Some(41_010),
         phases: Phases {
             local_ns: Some(8121),
             wire_ns: Some(41_012_210),
@@ -192,6 +193,7 @@ fn what_is_unknown_is_absent() {
         latency_ns: None,
         failed_after_ns: None,
         rtt_ns: None,
+        kernel_rtt_us: None,
         phases: Phases::default(),
         retransmits: Retransmits::default(),
         isn: Isn::default(),

@@ -49,6 +49,8 @@ pub(super) struct Handshake<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     rtt_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    kernel_rtt_us: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     phases: Option<Phases>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retransmits: Option<Retransmits>,
@@ -93,6 +95,7 @@ impl<'a> Handshake<'a> {
             latency_ns: handshake.latency_ns,
             failed_after_ns: handshake.failed_after_ns,
             rtt_ns: handshake.rtt_ns,
+            kernel_rtt_us: handshake.kernel_rtt_us,
             phases: (*phases != model::Phases::default()).then_some(Phases {
                 local_ns: phases.local_ns,
                 wire_ns: phases.wire_ns,

@@ -10,7 +10,7 @@ fn syn_answered_by_syn_ack_establishes() {
     let record = given_client().wait(8 * US).syn().wait(41 * MS).syn_ack().expect(Outcome::Established);
     assert_eq!(record.role, Role::Client);
     assert_eq!(record.latency_ns, Some(41 * MS + 2 * US));
-    assert_eq!(record.rtt_ns, Some(41 * MS));
+    assert_eq!((record.rtt_ns, record.kernel_rtt_us), (Some(41 * MS), Some(40_999)));
     assert_eq!(record.phases.local_ns, Some(8 * US));
     assert_eq!(record.phases.wire_ns, Some(41 * MS));
     assert_eq!(record.phases.wake_ns, None);
@@ -34,6 +34,13 @@ fn answer_to_another_connection_is_a_flag_and_no_round_trip() {
     let record = client.syn_retransmit().wait(MS).syn_ack().expect(Outcome::Established);
     assert_eq!(record.flags, vec![Flag::ResetSent]);
     assert_eq!((record.rtt_ns, record.retransmits.syn), (None, Some(1)));
+}
+
+#[test]
+fn round_trip_of_a_syn_that_was_sent_again_is_the_kernels_alone() {
+    let client = given_client().syn().wait(SEC).syn_retransmit().wait(41 * MS).syn_ack();
+    let record = client.expect(Outcome::Established);
+    assert_eq!((record.rtt_ns, record.kernel_rtt_us), (None, Some(40_999)));
 }
 
 #[test]

@@ -14,7 +14,7 @@ fn final_ack_establishes_and_accept_takes_the_child() {
     assert_eq!(record.phases.ack_ns, Some(40 * MS));
     assert_eq!(record.phases.accept_ns, Some(33 * US), "from queued to accept()");
     assert_eq!(record.latency_ns, Some(9 * US + 40 * MS + 3 * US));
-    assert_eq!(record.rtt_ns, Some(40 * MS));
+    assert_eq!((record.rtt_ns, record.kernel_rtt_us), (Some(40 * MS), Some(40_999)));
     assert_eq!((record.retransmits.syn_ack, record.retransmits.syn_seen), (Some(0), Some(1)));
     assert_eq!((record.retransmits.syn, record.retransmits.waited_ns), (None, Some(0)));
     assert_eq!(record.id, Some(0x0bad_f00d_dead_beef), "as the client has it");
@@ -136,6 +136,7 @@ fn deferred_accept_has_no_round_trip() {
     let server = given_listener().with(|facts| facts.defer_accept = true).syn().syn_ack();
     let record = server.wait(243 * MS).final_ack().accept().expect(Outcome::Established);
     assert_eq!((record.rtt_ns, record.phases.ack_ns), (None, Some(243 * MS)));
+    assert_eq!(record.kernel_rtt_us, None, "the kernel measures to the data");
     assert_eq!(record.flags, vec![Flag::DeferAccept]);
 }
 

@@ -57,7 +57,7 @@ pub(crate) fn agreed() -> Agreed {
     Agreed {
         local_isn: Some(0xdead_beef),
         remote_isn: Some(0x0bad_f00d),
-        srtt_us: None,
+        srtt_us: Some(40_999),
         options: Some(options),
         mptcp: false,
         repair: false,
