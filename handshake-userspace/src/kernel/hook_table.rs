@@ -255,7 +255,7 @@ pub const HOOKS: &[Hook] = &[
             fentry(&[program("hs_accept_fe", Place::Fentry("inet_csk_accept"))]),
             kprobe(&[program("hs_accept_kp", Place::Kprobe("inet_csk_accept"))]),
         ],
-        without_it: "recordings lack when a thread began to wait in accept(); no record shows it yet",
+        without_it: "records lack `phases.accept_call_ns`: whether accept() was called late or returned late",
         required: false,
     },
     Hook {

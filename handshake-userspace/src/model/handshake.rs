@@ -94,6 +94,8 @@ pub struct Phases {
     pub ack_ns: Option<u64>,
     /// Server: queued -> accept() returned.
     pub accept_ns: Option<u64>,
+    /// Server: queued -> the call of accept() that took it; 0 when its thread was waiting by then.
+    pub accept_call_ns: Option<u64>,
 }
 
 /// What was sent again.
@@ -194,6 +196,8 @@ pub struct Accept {
     pub outcome: AcceptOutcome,
     /// From queued to that.
     pub wait_ns: Option<u64>,
+    /// From queued to the call of accept() that took it; 0 when its thread was waiting by then.
+    pub call_ns: Option<u64>,
     /// Who accepted.
     pub process: Option<Process>,
     /// Our end.

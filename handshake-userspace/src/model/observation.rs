@@ -336,7 +336,7 @@ pub struct Accepted {
     pub process: Option<Process>,
     /// When the child was queued.
     pub queued_ns: Option<u64>,
-    /// When the acceptor began to wait.
+    /// When the acceptor called accept().
     pub waiting_since_ns: Option<u64>,
     /// When a RST hit the queued child.
     pub reset_ns: Option<u64>,

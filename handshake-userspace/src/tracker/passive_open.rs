@@ -41,6 +41,8 @@ pub(super) struct Child {
     pub(super) listener_closed: bool,
     /// accept() took it: when, and who.
     pub(super) taken: Option<(u64, Option<Process>)>,
+    /// When that thread had called accept().
+    pub(super) called_ns: Option<u64>,
     pub(super) destroyed: bool,
     pub(super) reset_in_queue: bool,
     /// accept() took it before the final ACK.
@@ -236,6 +238,7 @@ impl Tracker {
                         outcome: if reset { AcceptOutcome::ResetInQueue } else { AcceptOutcome::Accepted },
                         process: act.process,
                         queued_ns: act.queued_ns,
+                        called_ns: act.waiting_since_ns,
                     };
                     self.left_queue(at, identity, *child, leaving, out);
                     return;
@@ -262,6 +265,7 @@ impl Tracker {
             child.early |= act.before_established;
             if child.taken.is_none() {
                 child.taken = Some((at.time_ns, act.process));
+                child.called_ns = act.waiting_since_ns;
             }
         }
         self.settle_child(entry, out);
@@ -277,6 +281,7 @@ impl Tracker {
                         outcome: AcceptOutcome::NeverAccepted,
                         process: None,
                         queued_ns: act.queued_ns,
+                        called_ns: None,
                     };
                     self.left_queue(at, identity, *child, leaving, out);
                     return;

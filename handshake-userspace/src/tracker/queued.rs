@@ -8,7 +8,7 @@ use handshake_common::event::Attach;
 
 use super::{
     Tracker,
-    entry::{At, Identity, between},
+    entry::{At, Identity, between, until_called},
 };
 use crate::model::{
     handshake::{Accept, HandshakeUpdate, Key},
@@ -30,6 +30,8 @@ pub(super) struct Leaving {
     pub(super) process: Option<Process>,
     /// Entry time as the event at the end has it.
     pub(super) queued_ns: Option<u64>,
+    /// When who took it had called accept().
+    pub(super) called_ns: Option<u64>,
 }
 
 /// When the children that we could not follow were queued: first and last.
@@ -69,6 +71,7 @@ impl Tracker {
             time_ns: at.time_ns,
             outcome: leaving.outcome,
             wait_ns: if known { between(queued_ns, Some(at.time_ns)) } else { None },
+            call_ns: until_called(queued_ns, leaving.called_ns, Some(at.time_ns)),
             process: leaving.process,
             local: child.ends.local,
             remote: child.ends.remote,
@@ -89,7 +92,8 @@ impl Tracker {
             socket: SocketKey { address: identity.address, generation_ns: identity.generation_ns },
             attach: Attach::Common,
         };
-        let leaving = Leaving { outcome: AcceptOutcome::Incomplete, process: None, queued_ns: None };
+        let leaving =
+            Leaving { outcome: AcceptOutcome::Incomplete, process: None, queued_ns: None, called_ns: None };
         self.left_queue(at, identity, child, leaving, out);
     }
 }

@@ -8,7 +8,7 @@ use handshake_common::{event::Attach, tcp::TcpState};
 
 use super::{
     active_open::ActiveOpen,
-    entry::between,
+    entry::{between, until_called},
     passive_open::Child,
     verdict::{self, Verdict, errno},
 };
@@ -242,6 +242,7 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
             synack_ns: between(syn_ns, synack_ns),
             ack_ns,
             accept_ns: between(child.queued_ns, taken_ns),
+            accept_call_ns: until_called(child.queued_ns, child.called_ns, taken_ns),
             ..Phases::default()
         },
         retransmits: Retransmits {

@@ -19,7 +19,7 @@ use super::{
     netns::{Netns, Pair, SERVER_V4},
     peer::Server,
     tracer::Tracer,
-    traffic::{reset, until},
+    traffic::{loopback_listener, reset, until},
     watch::Watch,
 };
 
@@ -44,6 +44,46 @@ fn an_accept_two_hundred_milliseconds_late_is_in_the_accept_phase_only() {
         .expect_number("process.pid", server.pid());
     if has_probes() {
         record.expect_number("accept_queue.length", 1).expect_present("accept_queue.limit");
+        record.expect_within("phases.accept_call_ns", 190..=600);
+        assert!(record.number("phases.accept_call_ns") < record.number("phases.accept_ns"), "{record}");
+    } else {
+        record.expect_absent("phases.accept_call_ns");
+    }
+    watch.end();
+}
+
+#[test]
+fn a_thread_that_waits_in_accept_is_not_late() {
+    if !is_fit("a_thread_that_waits_in_accept_is_not_late") {
+        return;
+    }
+    let netns = Netns::new("q");
+    let watch = Watch::begin();
+    let (listener, to) = netns.on_thread("hs-listen", loopback_listener);
+    std::thread::scope(|scope| {
+        let (send, thread) = std::sync::mpsc::channel();
+        let listener = &listener;
+        let accepted = scope.spawn(move || {
+            send.send(rustix::thread::gettid().as_raw_nonzero()).expect("somebody waits for it");
+            listener.accept().expect("a child is queued")
+        });
+        let thread = thread.recv().expect("it says who it is");
+        let sleeps_in = [libc::SYS_accept, libc::SYS_accept4]
+            .map(|call| (format!("/proc/self/task/{thread}/syscall"), call));
+        until("the thread sleeps in accept()", || {
+            sleeps_in.iter().any(|(path, call)| {
+                std::fs::read_to_string(path).is_ok_and(|text| text.starts_with(&format!("{call} ")))
+            })
+        });
+        let client = netns.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
+        drop((client, accepted.join().expect("it accepts")));
+    });
+    let record = watch.wait_for_end("server", to.port());
+    record.expect_text("outcome", "established").expect_present("phases.accept_ns");
+    if has_probes() {
+        record.expect_number("phases.accept_call_ns", 0);
+    } else {
+        record.expect_absent("phases.accept_call_ns");
     }
     watch.end();
 }
@@ -62,13 +102,16 @@ fn an_accept_after_more_than_a_second_has_a_record_of_its_own() {
     first.expect_text("outcome", "established").expect_absent("phases.accept_ns");
     server.accept();
     let key = first.text("key").expect("every record has a key").to_owned();
-    watch
-        .wait_for("the accept record", |record| {
-            record.text("kind") == Some("accept") && record.text("key") == Some(&key)
-        })
+    let accept = watch.wait_for("the accept record", |record| {
+        record.text("kind") == Some("accept") && record.text("key") == Some(&key)
+    });
+    accept
         .expect_text("outcome", "accepted")
         .expect_within("wait_ns", 1_000..=30_000)
         .expect_number("process.pid", server.pid());
+    if has_probes() {
+        accept.expect_within("call_ns", 900..=30_000);
+    }
     watch.end();
 }
 

@@ -124,6 +124,7 @@ fn established() -> Vec<(u64, Bytes)> {
                 endpoints: server,
                 owner: owner(99, "nginx"),
                 queued_ns: queued,
+                waiting_since_ns: sent,
                 flags: accept_queue::flags::QUEUEING_SEEN,
                 ..Accepted::default()
             },
@@ -244,6 +245,7 @@ fn accepted_late() -> Vec<(u64, Bytes)> {
                 endpoints: server,
                 owner: owner(77, "java"),
                 queued_ns: queued,
+                waiting_since_ns: queued + 2 * S - 40 * US,
                 flags: accept_queue::flags::QUEUEING_SEEN,
                 ..Accepted::default()
             },

@@ -55,6 +55,7 @@ fn accept(process: Option<Process>) -> Accept {
         time_ns: 0,
         outcome: AcceptOutcome::Accepted,
         wait_ns: Some(2_000_000_000),
+        call_ns: None,
         process,
         local: Some("10.0.0.1:40000".parse().unwrap()),
         remote: Some("10.0.0.2:443".parse().unwrap()),

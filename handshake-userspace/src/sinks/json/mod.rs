@@ -20,7 +20,7 @@
 //!  "flags":[],"attach":"fentry"}
 //! ```
 //!
-//! A server's differs in `"role":"server"`, `"phases":{"synack_ns":9120,"ack_ns":40110220,"accept_ns":31022}`,
+//! A server's differs in `"role":"server"`, `"phases":{"synack_ns":9120,"ack_ns":40110220,"accept_ns":31022,"accept_call_ns":0}`,
 //! `"retransmits":{"syn_ack":0,"syn_seen":1,"waited_ns":0}` and `"accept_queue":{"length":1,"limit":128}`.
 //! Whatever rests on more than the change of state to ESTABLISHED names its evidence:
 //! `"outcome":"refused","evidence":{"kind":"reset_received","errno":"ECONNREFUSED","syns":1}`.
@@ -32,7 +32,7 @@
 //!  "id":"0badf00ddeadbeef","outcome":"accepted","local":{"address":"10.9.0.2","port":443},
 //!  "remote":{"address":"10.9.0.1","port":40112},"netns":4026531840,
 //!  "process":{"pid":99,"tid":99,"comm":"nginx","uid":33,"cgroup_id":"78"},"wait_ns":2000000000,
-//!  "attach":"fentry"}
+//!  "call_ns":1999990000,"attach":"fentry"}
 //! ```
 //!
 //! The accounting, every 10 s and last of all (`lost` is the sum of everything that counts as lost; the

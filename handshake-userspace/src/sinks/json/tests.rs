@@ -105,6 +105,7 @@ pub(in crate::sinks) fn accept() -> Accept {
         time_ns: 0,
         outcome: AcceptOutcome::Accepted,
         wait_ns: Some(2_000_000_000),
+        call_ns: Some(1_999_990_000),
         process: Some(process(99, "nginx", 33, 78)),
         local: Some("10.9.0.2:443".parse().unwrap()),
         remote: Some("10.9.0.1:40112".parse().unwrap()),

@@ -103,6 +103,7 @@ impl<'a> Handshake<'a> {
                 synack_ns: phases.synack_ns,
                 ack_ns: phases.ack_ns,
                 accept_ns: phases.accept_ns,
+                accept_call_ns: phases.accept_call_ns,
             }),
             retransmits: (*again != model::Retransmits::default()).then_some(Retransmits {
                 syn: again.syn,
@@ -166,6 +167,8 @@ pub(super) struct Accept<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     wait_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    call_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     attach: Option<&'static str>,
 }
 
@@ -183,6 +186,7 @@ impl<'a> Accept<'a> {
             netns: accept.netns,
             process: accept.process.as_ref().map(Process::new),
             wait_ns: accept.wait_ns,
+            call_ns: accept.call_ns,
             attach: words::attach(accept.attach),
         }
     }
@@ -251,6 +255,8 @@ struct Phases {
     ack_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     accept_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accept_call_ns: Option<u64>,
 }
 
 #[derive(Serialize)]

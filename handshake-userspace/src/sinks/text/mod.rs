@@ -108,7 +108,8 @@ impl<W: Write + Send> TextSink<W> {
             AcceptOutcome::NeverAccepted => FAILED,
         };
         let (pid, command) = process_cells(accept.process.as_ref());
-        let wait = accept.wait_ns.map(human);
+        let density = self.layout.density();
+        let wait = accept.wait_ns.map(|wait_ns| words::accept_wait(wait_ns, accept.call_ns, density));
         let narrow = self.layout.density() == Density::Narrow;
         let row = [
             (Column::Time, self.time(time), DIM),
@@ -120,7 +121,7 @@ impl<W: Write + Send> TextSink<W> {
             // A wait for accept() is no latency of the handshake; a narrow line has no other place for it, and the
             // role says what it is.
             (Column::Latency, wait.clone().filter(|_| narrow).unwrap_or_else(unknown), style),
-            (Column::Phases, wait.map_or_else(unknown, |wait| format!("accept {wait}")), style),
+            (Column::Phases, wait.unwrap_or_else(unknown), style),
             (Column::Retrans, unknown(), PLAIN),
             (Column::Outcome, words::accept_outcome(accept.outcome).to_owned(), style),
         ];

@@ -64,6 +64,20 @@ fn the_usual_line_fits_120_columns_and_names_the_longest_phase() {
 }
 
 #[test]
+fn a_late_accept_says_who_was_late() {
+    const MS: u64 = 1_000_000;
+    for (wait_ns, call_ns, said) in [
+        (300 * MS, Some(299 * MS), "accept 300 ms (called late)"),
+        (300 * MS, Some(0), "accept 300 ms (woken late)"),
+        (300 * MS, None, "accept 300 ms"),
+        (MS / 2, Some(0), "accept 500 µs"),
+    ] {
+        assert_eq!(words::accept_wait(wait_ns, call_ns, Density::Wide), said);
+    }
+    assert_eq!(words::accept_wait(300 * MS, Some(0), Density::Usual), "accept 300 ms");
+}
+
+#[test]
 fn a_narrow_terminal_keeps_what_matters_most() {
     assert_eq!(
         lines(80, vec![client()]),

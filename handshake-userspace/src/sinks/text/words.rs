@@ -41,13 +41,32 @@ pub fn phases(phases: &Phases, density: Density) -> String {
         return "-".to_owned();
     };
     if density == Density::Wide {
-        let each: Vec<String> = known.iter().map(|(name, time)| format!("{name} {}", human(*time))).collect();
+        let each: Vec<String> = known
+            .iter()
+            .map(|(name, time)| match *name {
+                "accept" => accept_wait(*time, phases.accept_call_ns, density),
+                name => format!("{name} {}", human(*time)),
+            })
+            .collect();
         return each.join(" + ");
     }
     let rest: u64 = known.iter().filter(|(name, _)| *name != longest).map(|(_, time)| *time).sum();
     match known.len() {
         1 => format!("{longest} {}", human(time)),
         _ => format!("{longest} {} + {}", human(time), human(rest)),
+    }
+}
+
+/// From this wait for accept() on it matters who was late: the application, or the kernel with waking it.
+const WORTH_A_REASON_NS: u64 = 1_000_000;
+
+/// `accept 300 ms (called late)`; the reason only where there is room.
+pub fn accept_wait(wait_ns: u64, call_ns: Option<u64>, density: Density) -> String {
+    let wait = format!("accept {}", human(wait_ns));
+    match call_ns.filter(|_| density == Density::Wide && wait_ns >= WORTH_A_REASON_NS) {
+        Some(call_ns) if call_ns >= wait_ns / 2 => format!("{wait} (called late)"),
+        Some(_) => format!("{wait} (woken late)"),
+        None => wait,
     }
 }
 

@@ -35,6 +35,27 @@ fn child_accepted_within_the_second_gets_one_record() {
 }
 
 #[test]
+fn call_of_accept_tells_a_late_application_from_a_late_wake_up() {
+    let server = queued_child().wait(300 * MS);
+    let called_ns = server.script.time_ns - 50 * US;
+    let late = server.clone().accept_called_at(Some(called_ns)).expect(Outcome::Established);
+    assert_eq!(late.phases.accept_ns, Some(300 * MS + 2 * US));
+    assert_eq!(late.phases.accept_call_ns, Some(300 * MS + 2 * US - 50 * US));
+    let waited = server.clone().accept_called_at(Some(START)).expect(Outcome::Established);
+    assert_eq!(waited.phases.accept_call_ns, Some(0), "its thread waited before the child came");
+    let unseen = server.accept().expect(Outcome::Established);
+    assert_eq!(unseen.phases.accept_call_ns, None);
+}
+
+#[test]
+fn call_of_accept_is_told_by_the_accept_record_too() {
+    let server = queued_child().wait(5 * SEC);
+    let called_ns = server.script.time_ns - 50 * US;
+    let updates = server.accept_called_at(Some(called_ns)).updates();
+    assert_eq!(accepts(&updates)[0].call_ns, Some(5 * SEC + 2 * US - 50 * US));
+}
+
+#[test]
 fn rst_while_queued_stays_established() {
     let server = queued_child().wait(US).reset_while_queued().wait(MS).accept();
     let record = server.expect(Outcome::Established);

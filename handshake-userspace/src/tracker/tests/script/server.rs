@@ -99,12 +99,16 @@ impl Server {
         self
     }
 
-    pub(crate) fn accept(mut self) -> Self {
+    pub(crate) fn accept(self) -> Self {
+        self.accept_called_at(None)
+    }
+
+    pub(crate) fn accept_called_at(mut self, waiting_since_ns: Option<u64>) -> Self {
         self.script.observe(Act::Accepted(Accepted {
             ends: self.facts.ends,
             process: Some(process(81)),
             queued_ns: self.facts.queued_ns,
-            waiting_since_ns: None,
+            waiting_since_ns,
             reset_ns: self.reset_ns,
             before_established: false,
         }));
