@@ -54,7 +54,7 @@ pub struct TrackerCounts {
     pub unmatched: u64,
     /// Handshakes that found the table full.
     pub table_full: u64,
-    /// Observations that came later than the ordering window allows.
+    /// Observations that came later than the ordering window allows, and were used all the same.
     pub late: u64,
     /// Children whose `accept` record is still to come.
     pub queued: u64,
@@ -88,8 +88,9 @@ pub struct Health {
 }
 
 impl Health {
-    /// Everything that was lost, in events or handshakes. Hits that the kernel skipped are not in it: most are
-    /// of no handshake, and what one takes from a record is made good or told by the record.
+    /// Everything that was lost, in events or handshakes. What came late is not in it, for it was used. Hits that the
+    /// kernel skipped are not in it: most are of no handshake, and what one takes from a record is made good or told
+    /// by the record.
     pub fn lost(&self) -> u64 {
         self.losses().map(|(_, count)| count).fold(0, u64::saturating_add)
     }
@@ -104,13 +105,12 @@ impl Health {
             ("undecodable", self.undecodable),
             ("sink_dropped", self.sink_dropped),
             ("table_full", self.tracker.table_full),
-            ("late", self.tracker.late),
         ])
     }
 
     /// Events and handshakes that were lost before the tracker could count them.
     pub fn lost_before_the_tracker(&self) -> u64 {
-        let theirs = self.losses().filter(|(name, _)| !matches!(*name, "sink_dropped" | "late"));
+        let theirs = self.losses().filter(|(name, _)| *name != "sink_dropped");
         theirs.map(|(_, count)| count).fold(self.unknown_kind, u64::saturating_add)
     }
 

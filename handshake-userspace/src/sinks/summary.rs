@@ -123,6 +123,13 @@ impl Summary {
         if health.unknown_kind != 0 {
             writeln!(out, "events of kinds that this version does not know: {}", health.unknown_kind)?;
         }
+        if tracker.late != 0 {
+            writeln!(
+                out,
+                "{} came too late to be put in order, and were used all the same",
+                counted(tracker.late, "event")
+            )?;
+        }
         let causes = loss_by_cause(health);
         if causes.is_empty() {
             writeln!(out, "nothing lost")?;

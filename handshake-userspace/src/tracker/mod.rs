@@ -157,7 +157,7 @@ impl Tracker {
             Input::Observation(observation) => {
                 if observation.time_ns < self.watermark_ns {
                     self.counts.late += 1;
-                    self.process(*observation, out);
+                    self.process_late(*observation, out);
                 } else {
                     self.newest_ns = self.newest_ns.max(observation.time_ns);
                     self.held.push(observation);

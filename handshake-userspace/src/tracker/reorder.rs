@@ -10,7 +10,11 @@ use std::{
     collections::{BinaryHeap, VecDeque},
 };
 
-use crate::model::observation::Observation;
+use super::Tracker;
+use crate::model::{
+    handshake::HandshakeUpdate,
+    observation::{Act, Observation},
+};
 
 /// Observations that are too young to be processed.
 #[derive(Default)]
@@ -58,6 +62,21 @@ impl ReorderBuffer {
     /// How many it holds.
     pub(super) fn len(&self) -> usize {
         self.in_order.len() + self.stragglers.len()
+    }
+}
+
+impl Tracker {
+    /// What came later than the window allows. It is used, but begins nothing: what it would begin may have ended
+    /// already, and would be told twice; the event at its end repeats all that it says.
+    pub(super) fn process_late(&mut self, observation: Observation, out: &mut Vec<HandshakeUpdate>) {
+        let begins = matches!(observation.act, Act::SynSent(_) | Act::ChildQueued(_));
+        let entry = self.table.get(observation.socket.address);
+        if begins && !entry.is_some_and(|entry| entry.identity.is_life_of(observation.socket)) {
+            self.losses.note(observation.cpu, observation.lost_before, observation.time_ns);
+            self.counts.unmatched += 1;
+        } else {
+            self.process(observation, out);
+        }
     }
 }
 

@@ -175,7 +175,7 @@ impl Drop for Tracer {
 #[track_caller]
 pub fn expect_nothing_lost(health: &Record) {
     assert_eq!(health.text("kind"), Some("health"), "{health}");
-    assert_eq!(health.number("lost"), Some(0), "{health}");
+    assert_eq!((health.number("lost"), health.number("late")), (Some(0), Some(0)), "{health}");
     assert_eq!(health.number("kernel.read_failed"), Some(0), "the kernel's counters were read: {health}");
     // A handshake may be missing altogether where the kernel skipped a hook; anything else is a fault of ours.
     assert!(matches!(health.number("kernel_counters.unexplained"), None | Some(0)), "{health}");

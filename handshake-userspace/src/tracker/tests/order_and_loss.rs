@@ -3,7 +3,8 @@
 use super::super::Tracker;
 use super::script::*;
 use crate::model::{
-    observation::Input,
+    health::{Health, TrackerCounts},
+    observation::{Act, Input},
     outcome::{EvidenceKind, Flag, Outcome},
 };
 
@@ -42,6 +43,37 @@ fn event_that_comes_after_the_window_is_processed_and_counted() {
     }
     assert_eq!(handshakes(&out)[0].outcome, Outcome::Established);
     assert_eq!(tracker.counts().late, 2);
+}
+
+#[test]
+fn late_event_is_no_loss() {
+    let tracker = TrackerCounts { late: 3, ..TrackerCounts::default() };
+    let health = Health { tracker, ..Health::default() };
+    assert_eq!((health.lost(), health.lost_before_the_tracker()), (0, 0));
+}
+
+#[test]
+fn late_beginning_of_an_ended_handshake_is_no_second_one() {
+    let client = given_client().syn().wait(MS).syn_ack().wait(SEC);
+    let server = given_listener().syn().syn_ack().wait(MS).final_ack().accept().wait(SEC);
+    for script in [client.script, server.script] {
+        let (beginnings, rest): (Vec<_>, Vec<_>) = script
+            .acts
+            .into_iter()
+            .partition(|observation| matches!(observation.act, Act::SynSent(_) | Act::ChildQueued(_)));
+        let mut tracker = Tracker::new(config());
+        let mut out = vec![];
+        for act in rest.into_iter().map(|act| Input::Observation(Box::new(act))) {
+            tracker.observe(act, &mut out);
+        }
+        tracker.observe(Input::Tick { now_ns: START + SEC }, &mut out);
+        assert_eq!((handshakes(&out).len(), beginnings.len()), (1, 1));
+        let late = beginnings.into_iter().map(|act| Input::Observation(Box::new(act)));
+        late.for_each(|act| tracker.observe(act, &mut out));
+        tracker.observe(Input::End { now_ns: START + 2 * SEC }, &mut out);
+        assert_eq!((handshakes(&out).len(), tracker.counts().seen), (1, 1), "it was told already");
+        assert_eq!((tracker.counts().late, tracker.counts().unmatched), (1, 1));
+    }
 }
 
 #[test]
@@ -114,7 +146,7 @@ fn loss_while_a_handshake_is_open_is_marked_and_makes_no_failure() {
 #[test]
 fn loss_before_a_handshake_began_does_not_touch_it() {
     let mut client = given_client().scripted(|script| script.lost_before = 3);
-    client.script.observe(crate::model::observation::Act::ConnectReturned { errno: 0 });
+    client.script.observe(Act::ConnectReturned { errno: 0 });
     let client = client.wait(MS).with(|facts| facts.called_ns = Some(START + MS)).syn().wait(MS).syn_ack();
     assert_eq!(client.expect(Outcome::Established).flags, vec![]);
 }
@@ -126,7 +158,7 @@ fn loss_on_another_cpu_touches_it_too() {
     client.script.cpu = 5;
     client.script.lost_before = 1;
     let other = crate::model::observation::SocketKey { address: 0x9, generation_ns: None };
-    client.script.observe_at(other, crate::model::observation::Act::ConnectReturned { errno: 0 });
+    client.script.observe_at(other, Act::ConnectReturned { errno: 0 });
     client.script.cpu = 0;
     client.script.lost_before = 0;
     assert_eq!(client.wait(MS).syn_ack().expect(Outcome::Established).flags, vec![Flag::EventsLost]);
@@ -137,7 +169,7 @@ fn handshake_whose_end_was_lost_is_incomplete_by_loss() {
     let client = given_client().syn().wait(MS).scripted(|script| script.lost_before = 1);
     let mut client = client.next_generation();
     let other = crate::model::observation::SocketKey { address: 0x9, generation_ns: None };
-    client.script.observe_at(other, crate::model::observation::Act::ConnectReturned { errno: 0 });
+    client.script.observe_at(other, Act::ConnectReturned { errno: 0 });
     let record = client.wait(601 * SEC).expect(Outcome::Incomplete);
     assert_eq!(record.evidence.kind, EvidenceKind::EventsLost);
     assert_eq!(record.flags, vec![Flag::EventsLost]);
