@@ -37,6 +37,10 @@ pub struct Network {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Filter {
+    /// The daemon's pid namespace, if it is not the host's first one: its device, as the kernel numbers it.
+    pub own_pidns_device: u64,
+    /// Its inode number; 0 in the first one.
+    pub own_pidns_inode: u64,
     /// Remote networks, `networks` of them.
     pub network: [Network; MAX_ENTRIES],
     /// Namespaces by inode number, `namespaces` of them.
@@ -67,7 +71,7 @@ pub struct Filter {
     pub by_comm: u32,
     /// The command name, zero-padded.
     pub comm: [u8; COMM_BYTES],
-    /// The daemon's own process id, whose sockets are marked as its own.
+    /// The daemon's own process id, in its own pid namespace; its sockets are marked.
     pub own_pid: u32,
     /// Keeps the layout free of padding.
     pub reserved: u32,
@@ -76,6 +80,8 @@ pub struct Filter {
 impl Filter {
     /// Leaves nothing out.
     pub const NONE: Filter = Filter {
+        own_pidns_device: 0,
+        own_pidns_inode: 0,
         network: [Network { address: [0; 2], mask: [0; 2] }; MAX_ENTRIES],
         netns: [0; MAX_ENTRIES],
         port: [0; MAX_ENTRIES],

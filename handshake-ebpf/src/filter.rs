@@ -4,7 +4,10 @@
 //! newcomer would get wrong: process filters are asked here for active opens only, in process context. A
 //! passive open has no process before accept(), so the daemon judges those.
 
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
+use aya_ebpf::{
+    bindings::bpf_pidns_info,
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated},
+};
 use handshake_common::{
     endpoint::{AF_INET, AF_INET6, Endpoints, V4_MAPPED},
     filter::{CANARY_PORTS, FAMILY_V4, FAMILY_V6, MAX_ENTRIES},
@@ -159,5 +162,20 @@ fn wants_network(ends: &Endpoints) -> bool {
 #[inline(always)]
 pub fn is_own() -> bool {
     let own = filter!(own_pid);
-    own != 0 && own == (bpf_get_current_pid_tgid() >> 32) as u32
+    own != 0 && own == own_process_id()
+}
+
+/// The running process, by its number in the daemon's pid namespace; 0 when it is in another one.
+#[inline(always)]
+fn own_process_id() -> u32 {
+    let inode = filter!(own_pidns_inode);
+    if inode == 0 {
+        return (bpf_get_current_pid_tgid() >> 32) as u32;
+    }
+    let device = filter!(own_pidns_device);
+    let mut ids = bpf_pidns_info { pid: 0, tgid: 0 };
+    let size = size_of::<bpf_pidns_info>() as u32;
+    // SAFETY: room for `size` bytes; where it fails, the helper leaves zeroes.
+    let _ = unsafe { generated::bpf_get_ns_current_pid_tgid(device, inode, &raw mut ids, size) };
+    ids.tgid
 }

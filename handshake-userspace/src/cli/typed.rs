@@ -60,7 +60,8 @@ pub(super) struct Options {
     #[arg(long, global = true, help_heading = "Tracing")]
     pub(super) own: bool,
 
-    /// Only this process (client: who connected; server: who accepted, else who listens).
+    /// Only this process (client: who connected; server: who accepted, else who listens), by its number in the host's
+    /// first pid namespace.
     #[arg(short, long, global = true, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Filters")]
     pub(super) pid: Option<u32>,
     /// Only threads called so.

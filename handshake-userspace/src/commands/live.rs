@@ -53,6 +53,9 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
             .map(|file| empty(&file).and_then(|()| Recorder::start(file, &header)))
             .transpose()
             .context("the recording cannot be written")?;
+        if let Some(warning) = kernel::pid_namespace_warning() {
+            notice::warn(warning);
+        }
         notice::say(&tracing_line(hooks, trace.cpus, trace.ring_bytes));
         match &trace.canary {
             CanaryResult::NotRun(_) => notice::warn(&format!("canary {}", trace.canary)),

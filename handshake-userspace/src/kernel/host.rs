@@ -15,6 +15,33 @@ use aya::{
 };
 use rustix::thread::CapabilitySet;
 
+/// Inode of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// A pid namespace that is not the host's first one, as bpf_get_ns_current_pid_tgid wants it named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherPidNamespace {
+    /// Its device, with 20 bits for the minor number as the kernel has it, and not as stat() says it.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+}
+
+/// The pid namespace of this process, if it is not the host's first one, whose numbers the kernel side sees.
+pub fn other_pid_namespace() -> Option<OtherPidNamespace> {
+    let file = rustix::fs::stat("/proc/self/ns/pid").ok()?;
+    let device = u64::from(rustix::fs::major(file.st_dev)) << 20 | u64::from(rustix::fs::minor(file.st_dev));
+    (file.st_ino != FIRST_PID_NAMESPACE).then_some(OtherPidNamespace { device, inode: file.st_ino })
+}
+
+/// What that means for whoever reads process ids, or asks for one.
+pub fn pid_namespace_warning() -> Option<&'static str> {
+    other_pid_namespace().map(|_| {
+        "this is not the host's first pid namespace: process ids are shown as that one numbers them, and --pid asks for \
+         such a number"
+    })
+}
+
 /// Capabilities that tracing needs and this process lacks, by name.
 pub fn missing_capabilities() -> Vec<&'static str> {
     let Ok(sets) = rustix::thread::capabilities(None) else { return Vec::new() };

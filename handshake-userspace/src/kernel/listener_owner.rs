@@ -19,6 +19,8 @@ use handshake_common::{
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
+use super::host::other_pid_namespace;
+
 /// An event for each listener in `seen` whose owner is found.
 pub(super) fn of(seen: &[Bytes]) -> Vec<Bytes> {
     let listeners: HashMap<u64, (EventHeader, SocketSeen)> =
@@ -53,7 +55,8 @@ fn listener_in(bytes: &[u8]) -> Option<(EventHeader, SocketSeen)> {
 /// The first owner of each inode; stops when all are found.
 fn owners(listeners: &HashMap<u64, (EventHeader, SocketSeen)>) -> HashMap<u64, Owner> {
     let mut found = HashMap::new();
-    if listeners.is_empty() {
+    // In another pid namespace than the first /proc has other numbers, and shows its own processes only.
+    if listeners.is_empty() || other_pid_namespace().is_some() {
         return found;
     }
     let mut processes: Vec<(u32, PathBuf)> = fs::read_dir("/proc")

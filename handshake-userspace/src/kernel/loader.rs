@@ -57,7 +57,10 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         .map_err(|(file, error)| StartError::Failed(format!("cannot count CPUs: {file}: {error}")))?;
     let locked = host::kernel_memory_is_locked();
     let canary = Canary::prepare(options.canary);
-    let filter = canary.past(&options.filter);
+    let mut filter = canary.past(&options.filter);
+    if let Some(namespace) = host::other_pid_namespace() {
+        (filter.own_pidns_device, filter.own_pidns_inode) = (namespace.device, namespace.inode);
+    }
     let ring_bytes = ring_bytes(options.ring_bytes, cpus);
     let globals = Globals {
         offsets: resolved.offsets,

@@ -28,8 +28,8 @@ use handshake_common::{event::Attach, filter::Filter};
 
 pub(crate) use self::sweep::Sweeper;
 pub use self::{
-    attach_problem::name, canary::CanaryResult, counters::KernelCounters, loader::start, mib::MibReader,
-    object::BUILT_WITH,
+    attach_problem::name, canary::CanaryResult, counters::KernelCounters, host::pid_namespace_warning,
+    loader::start, mib::MibReader, object::BUILT_WITH,
 };
 use crate::{
     model::{drop_reasons::DropReasons, mib::MibReading},

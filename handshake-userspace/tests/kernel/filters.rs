@@ -3,9 +3,18 @@
 //! What a reader would get wrong: the connection that must be shown is made after the one that must not, so
 //! that its record is the proof that the other would have come too.
 
-use std::net::{TcpListener, TcpStream};
+use std::{
+    net::{TcpListener, TcpStream},
+    process::{Child, Command},
+};
 
-use super::{environment::is_fit_once, netns::Netns, record::Record, tracer::Tracer};
+use super::{
+    environment::{is_fit, is_fit_once},
+    netns::Netns,
+    record::Record,
+    tracer::Tracer,
+    watch::end_shared,
+};
 
 /// Makes one loopback connection on threads of these names; gives the port.
 fn connection(netns: &Netns, client: &str, server: &str) -> u16 {
@@ -113,6 +122,46 @@ fn a_filter_by_process_keeps_its_active_and_its_passive_opens() {
     tracer.wait_for_end("client", port).expect_number("process.uid", 0);
     tracer.wait_for_end("server", port).expect_number("process.uid", 0);
     tracer.stop();
+}
+
+/// Only what the thread that makes the namespace starts is in it, and that thread can start no other; the program is
+/// process 1 there.
+fn in_a_pid_namespace_of_its_own(command: &mut Command) -> std::io::Result<Child> {
+    std::thread::scope(|scope| {
+        let spawn = scope.spawn(move || {
+            // SAFETY: it concerns the children of this thread alone, which has none and ends with the first.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;
+            command.spawn()
+        });
+        spawn.join().expect("it does not panic")
+    })
+}
+
+#[test]
+fn in_another_pid_namespace_ids_are_the_first_ones_and_our_own_sockets_are_known() {
+    if !is_fit("in_another_pid_namespace_ids_are_the_first_ones_and_our_own_sockets_are_known") {
+        return;
+    }
+    let me = u64::from(std::process::id());
+    let netns = Netns::new("f");
+    // A listener from before, whose owner /proc would tell by another number.
+    let listener = netns.on_thread("hs-before", || TcpListener::bind("127.0.0.1:0").expect("loopback is up"));
+    for filter in [&["--pid".to_owned(), me.to_string()][..], &["--comm".to_owned(), "hs-c".to_owned()]] {
+        let filter: Vec<&str> = filter.iter().map(String::as_str).collect();
+        end_shared();
+        let tracer = Tracer::start_by(in_a_pid_namespace_of_its_own, &["trace"], &filter);
+        let port = connection(&netns, "hs-c", "hs-s");
+        tracer
+            .wait_for_end("client", port)
+            .expect_number("process.pid", me)
+            .expect_text("process.comm", "hs-c");
+        let (records, log) = tracer.stop_with_log();
+        // The canary is known by the mark of our own sockets where a filter by process is on.
+        let health = records.last().expect("there is a last record");
+        health.expect_text("canary", "passed");
+        assert!(log.iter().any(|line| line.contains("first pid namespace")), "{filter:?}: {log:?}");
+    }
+    drop(listener);
 }
 
 #[test]

@@ -47,15 +47,24 @@ impl Tracer {
 
     /// As `start_command`, beside whatever runs.
     pub fn start_alone(command: &[&str], arguments: &[&str]) -> Self {
-        let mut child = Command::new(program())
+        Self::start_by(Command::spawn, command, arguments)
+    }
+
+    /// As `start_alone`, as a child of whoever spawns it.
+    pub fn start_by(
+        spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>,
+        command: &[&str],
+        arguments: &[&str],
+    ) -> Self {
+        let mut prepared = Command::new(program());
+        prepared
             .args(command)
             .args(["--json", "--attach", &attach()])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program can be started");
+            .stderr(Stdio::piped());
+        let mut child = spawn(&mut prepared).expect("the program can be started");
         let heard: Shared = Shared::default();
         let out = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let err = BufReader::new(child.stderr.take().expect("stderr is piped"));

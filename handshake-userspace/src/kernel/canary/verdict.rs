@@ -14,10 +14,6 @@ use crate::model::{
     outcome::{Outcome, Role},
 };
 
-/// Inode of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h): only there our process id is the one
-/// that the kernel side sees.
-const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
-
 /// One handshake that must be among the records.
 pub(super) struct Expected<'a> {
     pub(super) made: &'a Made,
@@ -69,7 +65,7 @@ impl Expected<'_> {
         }
         let pid = self.filter.own_pid;
         if let Some(process) = &record.process
-            && stat("/proc/self/ns/pid").is_ok_and(|file| file.st_ino == FIRST_PID_NAMESPACE)
+            && self.filter.own_pidns_inode == 0
             && process.pid != pid
         {
             return Err(format!("the process {}, which is {pid}", process.pid));
