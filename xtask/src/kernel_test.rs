@@ -217,9 +217,12 @@ impl Job<'_> {
         };
         let lockdown = if self.mode == Mode::Lockdown { "HANDSHAKE_LOCKDOWN=1 " } else { "" };
         let long = if chosen.long { "HANDSHAKE_LONG=1 " } else { "" };
+        // The floods of tests/kernel/bounds.rs in full (docs/TESTING.md, Bounds).
+        let is_full = std::env::var("HANDSHAKE_BOUNDS").is_ok_and(|value| value == "full");
+        let bounds = if is_full { "HANDSHAKE_BOUNDS=full " } else { "" };
         let filter = chosen.filter;
         let script = format!(
-            "HANDSHAKE_BIN=/w/handshake HANDSHAKE_VM=1 HANDSHAKE_ATTACH={attach} {lockdown}{long}RUST_BACKTRACE=0 \
+            "HANDSHAKE_BIN=/w/handshake HANDSHAKE_VM=1 HANDSHAKE_ATTACH={attach} {lockdown}{long}{bounds}RUST_BACKTRACE=0 \
              ./kernel-tests --test-threads=1 --show-output '{filter}'"
         );
         let files = [
