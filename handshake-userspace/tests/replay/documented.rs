@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
+use handshake_common::event::{ABI_VERSION, EventHeader, EventKind};
 use serde_json::Value;
 
 use super::{folder, hand_made, stdout};
@@ -154,4 +155,14 @@ fn every_word_of_a_closed_list_is_in_the_manual() {
         // What an established handshake rests on is not printed.
         assert!(name == "state_established" || words.contains(name), "`{name}`");
     }
+}
+
+#[test]
+fn every_event_is_in_the_manual_with_its_number_and_size() {
+    for kind in EventKind::ALL {
+        let payload_bytes = kind.size_bytes() - size_of::<EventHeader>();
+        let row = format!("| {kind:?} | {:#06x} | {payload_bytes} |", kind as u16);
+        assert!(MANUAL.contains(&row), "{row}");
+    }
+    assert!(MANUAL.contains(&format!("| `abi_version` | 2 | {ABI_VERSION} ")), "abi_version");
 }
