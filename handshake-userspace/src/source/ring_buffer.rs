@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior},
 };
 
-use super::{EventSource, SourceError, SourceItem, ring_positions::RingPositions};
+use super::{EventSource, SourceError, SourceItem, before_us::BeforeUs, ring_positions::RingPositions};
 use crate::model::observation::ClockAnchor;
 
 /// How long an event may wait in the ring below the watermark: what a person at the live tail doesn't notice.
@@ -31,16 +31,16 @@ pub struct RingBufferSource {
     positions: RingPositions,
     timer: Interval,
     block: BytesMut,
-    /// Sockets that were there before us, given first.
-    snapshot: Vec<SourceItem>,
+    before_us: BeforeUs,
     anchored: Option<Instant>,
     /// The last batch ended before the ring was empty, so there is nothing to wait for.
     more: bool,
 }
 
 impl RingBufferSource {
-    /// Takes the ring over; `snapshot` is given before its first event. Needs a tokio runtime.
-    pub(crate) fn new(ring: RingBuf<MapData>, snapshot: Vec<SourceItem>) -> io::Result<Self> {
+    /// Takes the ring over; `before_us` are events that are not in it, and are given at their times. Needs a tokio
+    /// runtime.
+    pub(crate) fn new(ring: RingBuf<MapData>, before_us: Vec<SourceItem>) -> io::Result<Self> {
         let positions = RingPositions::map(ring.as_fd())?;
         // SAFETY: aya's RingBuf owns its descriptor and gives the same one until it is dropped.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
@@ -52,7 +52,7 @@ impl RingBufferSource {
             positions,
             timer,
             block: BytesMut::with_capacity(BLOCK_BYTES),
-            snapshot,
+            before_us: BeforeUs::new(before_us),
             anchored: None,
             more: false,
         })
@@ -63,17 +63,20 @@ impl RingBufferSource {
             batch.push(SourceItem::Anchor(read_clocks()));
             self.anchored = Some(Instant::now());
         }
-        batch.append(&mut self.snapshot);
     }
 
     /// Copies out what is there; `true` when the ring is empty then.
     fn take(&mut self, batch: &mut Vec<SourceItem>) -> bool {
         let ring = self.ring.get_mut();
         for _ in 0..BATCH_EVENTS {
-            let Some(record) = ring.next() else { return true };
+            let Some(record) = ring.next() else {
+                self.before_us.give_rest(batch);
+                return true;
+            };
             if self.block.capacity() - self.block.len() < record.len() {
                 self.block = BytesMut::with_capacity(BLOCK_BYTES.max(record.len()));
             }
+            self.before_us.give_before(&record, batch);
             self.block.extend_from_slice(&record);
             batch.push(SourceItem::Event(self.block.split().freeze()));
         }
