@@ -143,6 +143,8 @@ pub enum Flag {
     Repair,
     /// In SYN-SENT we answered a segment with a RST: the peer held an earlier connection with these ends.
     ResetSent,
+    /// The machine was suspended while it was open; no duration counts that time.
+    Suspended,
 }
 
 /// What became of a child that was still queued when its handshake record was written.

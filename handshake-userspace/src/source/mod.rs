@@ -4,6 +4,7 @@
 //! sense is `decode`'s business, so that a recording keeps even what we could not decode.
 
 mod before_us;
+mod anchors;
 pub mod live;
 pub mod recording;
 pub mod ring_buffer;

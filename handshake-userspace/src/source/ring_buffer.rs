@@ -10,16 +10,19 @@ use aya::maps::{MapData, RingBuf};
 use bytes::BytesMut;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    time::{Instant, Interval, MissedTickBehavior},
+    time::{Interval, MissedTickBehavior},
 };
 
-use super::{EventSource, SourceError, SourceItem, before_us::BeforeUs, ring_positions::RingPositions};
-use crate::model::observation::ClockAnchor;
+pub(crate) use super::anchors::monotonic_ns;
+use super::{
+    EventSource, SourceError, SourceItem,
+    anchors::{Anchors, read_clocks},
+    before_us::BeforeUs,
+    ring_positions::RingPositions,
+};
 
 /// How long an event may wait in the ring below the watermark: what a person at the live tail doesn't notice.
 const DRAIN_EVERY: Duration = Duration::from_millis(40);
-/// How often the clocks are read together, so that a step of the wall clock bends no record for long.
-const ANCHOR_EVERY: Duration = Duration::from_secs(5);
 /// Events handed on in one batch: bounds what the pipeline holds when the ring is full.
 const BATCH_EVENTS: usize = 8192;
 /// Events are copied out into blocks of this size, whose parts are then shared without copying.
@@ -32,7 +35,7 @@ pub struct RingBufferSource {
     timer: Interval,
     block: BytesMut,
     before_us: BeforeUs,
-    anchored: Option<Instant>,
+    anchors: Anchors,
     /// The last batch ended before the ring was empty, so there is nothing to wait for.
     more: bool,
 }
@@ -53,16 +56,13 @@ impl RingBufferSource {
             timer,
             block: BytesMut::with_capacity(BLOCK_BYTES),
             before_us: BeforeUs::new(before_us),
-            anchored: None,
+            anchors: Anchors::new(DRAIN_EVERY),
             more: false,
         })
     }
 
     fn anchor_if_due(&mut self, batch: &mut Vec<SourceItem>) {
-        if self.anchored.is_none_or(|at| at.elapsed() >= ANCHOR_EVERY) {
-            batch.push(SourceItem::Anchor(read_clocks()));
-            self.anchored = Some(Instant::now());
-        }
+        batch.extend(self.anchors.due(read_clocks()).map(SourceItem::Anchor));
     }
 
     /// Copies out what is there; `true` when the ring is empty then.
@@ -113,23 +113,4 @@ impl EventSource for RingBufferSource {
         }
         Ok(())
     }
-}
-
-/// CLOCK_MONOTONIC, the events' clock.
-pub(crate) fn monotonic_ns() -> u64 {
-    nanoseconds(rustix::time::ClockId::Monotonic)
-}
-
-/// The three clocks, read one after the other.
-pub(crate) fn read_clocks() -> ClockAnchor {
-    ClockAnchor {
-        monotonic_ns: monotonic_ns(),
-        boottime_ns: nanoseconds(rustix::time::ClockId::Boottime),
-        realtime_ns: nanoseconds(rustix::time::ClockId::Realtime),
-    }
-}
-
-fn nanoseconds(clock: rustix::time::ClockId) -> u64 {
-    let time = rustix::time::clock_gettime(clock);
-    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
 }

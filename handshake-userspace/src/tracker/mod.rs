@@ -19,6 +19,7 @@ mod queued;
 mod record;
 mod reorder;
 mod simultaneous;
+mod suspends;
 mod table;
 mod verdict;
 mod views;
@@ -39,6 +40,7 @@ use self::{
     queued::{GivenUp, QueuedChild},
     record::Head,
     reorder::ReorderBuffer,
+    suspends::Suspends,
     table::{Patience, Table},
 };
 use crate::model::{
@@ -46,7 +48,7 @@ use crate::model::{
     health::TrackerCounts,
     mib::{Reconciliation, Tally},
     observation::{Act, Input, Observation, SocketSeen},
-    outcome::{EvidenceKind, Outcome},
+    outcome::{EvidenceKind, Flag, Outcome},
 };
 
 /// What the tracker is told at its start.
@@ -67,8 +69,9 @@ pub struct TrackerConfig {
     pub accept_patience_ns: u64,
     /// How long a record waits for the return of a system call that is about to come.
     pub wake_patience_ns: u64,
-    /// How long an attempt whose SYN was dropped waits for its next one: longer than the gaps between the first
-    /// SYNs (1, 2, 4 s; RFC 6298 section 2), so that one attempt is one record, and short enough to be told.
+    /// How long an attempt whose first SYN was dropped waits for its next one: longer than the first gap (1 s, or 3 s
+    /// in RFC 1122's time), and short enough to be told. The gaps double (RFC 6298 section 5.5), and the wait with
+    /// them, so that one attempt is one record.
     pub next_syn_patience_ns: u64,
     /// The kernel's names for its drop reasons, by number.
     pub drop_reasons: Arc<BTreeMap<u32, Arc<str>>>,
@@ -101,6 +104,7 @@ pub struct Tracker {
     table: Table,
     listeners: Listeners,
     losses: Losses,
+    suspends: Suspends,
     given_up: GivenUp,
     ledger: Ledger,
     counts: TrackerCounts,
@@ -140,6 +144,7 @@ impl Tracker {
             held: ReorderBuffer::default(),
             listeners: Listeners::default(),
             losses: Losses::default(),
+            suspends: Suspends::default(),
             given_up: GivenUp::default(),
             ledger: Ledger::default(),
             counts: TrackerCounts::default(),
@@ -173,7 +178,7 @@ impl Tracker {
                 self.newest_ns = self.newest_ns.max(now_ns);
                 self.process_before(self.newest_ns.saturating_sub(self.config.window_ns), out);
             }
-            Input::Anchor(_) => {}
+            Input::Anchor(anchor) => self.suspends.note(anchor),
             Input::Mib(reading) => self.ledger.read(*reading),
             Input::End { now_ns } => self.end(now_ns, out),
         }
@@ -338,7 +343,7 @@ impl Tracker {
                 _ => EvidenceKind::NothingMoreSeen,
             },
         };
-        let (record, still_queued) = match kind {
+        let (mut record, still_queued) = match kind {
             Kind::Active(open) => {
                 let (netns, counted_ns) = (open.ends.netns, open.counted_ns);
                 let dropped = (open.syns_dropped != 0)
@@ -369,6 +374,9 @@ impl Tracker {
                 return;
             }
         };
+        if self.suspends.is_between(record.began_ns, self.clock_ns) {
+            record.flags.push(Flag::Suspended);
+        }
         self.counts.in_flight -= 1;
         if record.outcome.is_failure() {
             self.counts.failed += 1;

@@ -92,6 +92,7 @@ pub const fn flag(flag: Flag) -> &'static str {
         Flag::Mptcp => "mptcp",
         Flag::Repair => "repair",
         Flag::ResetSent => "reset_sent",
+        Flag::Suspended => "suspended",
     }
 }
 

@@ -252,6 +252,7 @@ fn flag_words(flag: Flag) -> &'static str {
         Flag::Mptcp => "MPTCP",
         Flag::Repair => "TCP_REPAIR",
         Flag::ResetSent => "peer held an earlier connection, RST sent",
+        Flag::Suspended => "suspended meanwhile",
     }
 }
 

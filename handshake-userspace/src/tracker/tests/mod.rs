@@ -14,3 +14,4 @@ mod script;
 mod second_account;
 mod servers;
 mod simultaneous;
+mod suspends;
