@@ -11,7 +11,7 @@ use super::{
     Tracker, Why,
     entry::{At, Entry, Identity, Kind},
     record::{Head, flags},
-    table::Patience,
+    table::{NEXT_SYN_STEPS, Patience},
     verdict::Verdict,
 };
 use crate::model::{
@@ -27,6 +27,8 @@ pub(super) struct DroppedAttempt {
     pub(super) isn: Option<u32>,
     pub(super) listener_process: Option<Arc<Process>>,
     pub(super) first_ns: u64,
+    /// When the latest one was dropped.
+    latest_ns: u64,
     pub(super) segments: u32,
     /// The final ACK with a cookie: the client believes that it is connected.
     pub(super) cookie_ack: bool,
@@ -68,6 +70,13 @@ fn place_of(local: SocketAddr, remote: SocketAddr, netns: Option<u32>, isn: u32)
     words.into_iter().fold(0, fold) & !(1 << 63)
 }
 
+/// How long to wait after a gap between two SYNs: the next may be twice as long, and a little more.
+fn next_syn_after(gap_ns: u64, first_ns: u64) -> Patience {
+    let wanted_ns = gap_ns.saturating_mul(5) / 2;
+    let step = (0..NEXT_SYN_STEPS).find(|step| first_ns.saturating_mul(1 << step) >= wanted_ns);
+    Patience::NextSyn { step: step.unwrap_or(NEXT_SYN_STEPS - 1) }
+}
+
 impl Tracker {
     pub(super) fn segment_dropped(&mut self, at: At, act: SegmentDropped, out: &mut Vec<HandshakeUpdate>) {
         if act.outgoing {
@@ -93,6 +102,7 @@ impl Tracker {
                     isn: act.isn,
                     listener_process: None,
                     first_ns: at.time_ns,
+                    latest_ns: at.time_ns,
                     segments: 0,
                     cookie_ack: false,
                     reason: None,
@@ -103,7 +113,10 @@ impl Tracker {
             }
         };
         entry.identity.attach.add(at.attach);
+        let mut gap_ns = 0;
         if let Kind::Dropped(attempt) = &mut entry.kind {
+            gap_ns = at.time_ns.saturating_sub(attempt.latest_ns);
+            attempt.latest_ns = attempt.latest_ns.max(at.time_ns);
             attempt.segments = attempt.segments.saturating_add(1);
             attempt.cookie_ack |= act.cookie_ack;
             attempt.reason = act.reason.or(attempt.reason);
@@ -115,7 +128,8 @@ impl Tracker {
         match place {
             Some(place) => {
                 entry.identity.address = place;
-                self.keep(entry, Patience::NextSyn, out);
+                let patience = next_syn_after(gap_ns, self.config.next_syn_patience_ns);
+                self.keep(entry, patience, out);
             }
             // Under lockdown nobody knows whose SYN it was, so nothing could continue it.
             None => self.finish(entry, Why::Ended, out),

@@ -18,19 +18,38 @@ pub(super) enum Patience {
     Wake,
     /// accept(), before the record is written without it.
     Accept,
-    /// The next SYN of an attempt whose SYN was dropped.
-    NextSyn,
     /// Anything at all.
     Silence,
     /// accept(), after the record was written: an application may take all day.
     Forever,
+    /// The next SYN of an attempt whose SYN was dropped; each step waits twice as long as the one before.
+    NextSyn {
+        /// From 0, below [`NEXT_SYN_STEPS`].
+        step: usize,
+    },
+}
+
+/// With the usual 4.5 s for the first, the last one lasts 144 s: longer than any pause of the retransmission timer
+/// (120 s, `TCP_RTO_MAX`).
+pub(super) const NEXT_SYN_STEPS: usize = 6;
+
+impl Patience {
+    fn queue(self) -> usize {
+        match self {
+            Patience::Wake => 0,
+            Patience::Accept => 1,
+            Patience::Silence => 2,
+            Patience::Forever => 3,
+            Patience::NextSyn { step } => 4 + step.min(NEXT_SYN_STEPS - 1),
+        }
+    }
 }
 
 /// What the table needs for each entry beside what the entry points to: a slot and its place in the index. Both
 /// grow by doubling, so up to half of them is free.
 #[cfg(test)]
 pub(super) const BYTES_PER_ENTRY: usize = 2 * (size_of::<Slot>() + size_of::<(u64, u32)>() + 1);
-const QUEUES: usize = 5;
+const QUEUES: usize = 4 + NEXT_SYN_STEPS;
 const NONE: u32 = u32::MAX;
 
 /// See the module.
@@ -60,18 +79,19 @@ struct Queue {
 impl Table {
     /// An empty one.
     pub(super) fn new(config: &TrackerConfig) -> Self {
+        let limits_ns = std::array::from_fn(|queue| match queue {
+            0 => config.wake_patience_ns,
+            1 => config.accept_patience_ns,
+            2 => config.expire_ns,
+            3 => u64::MAX,
+            _ => config.next_syn_patience_ns.saturating_mul(1 << (queue - 4)),
+        });
         Table {
             index: HashMap::default(),
             slots: Vec::new(),
             free: Vec::new(),
             queues: [Queue { first: NONE, last: NONE }; QUEUES],
-            limits_ns: [
-                config.wake_patience_ns,
-                config.accept_patience_ns,
-                config.next_syn_patience_ns,
-                config.expire_ns,
-                u64::MAX,
-            ],
+            limits_ns,
         }
     }
 
@@ -92,8 +112,8 @@ impl Table {
         debug_assert!(!self.index.contains_key(&entry.identity.address), "two entries for one address");
         let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
         self.index.insert(entry.identity.address, slot);
-        let limit_ns = self.limits_ns[patience as usize];
-        let last = self.queues[patience as usize].last;
+        let limit_ns = self.limits_ns[patience.queue()];
+        let last = self.queues[patience.queue()].last;
         let filled = Slot {
             entry: Some(entry),
             deadline_ns: now_ns.saturating_add(limit_ns),
@@ -107,9 +127,9 @@ impl Table {
         }
         match self.slots.get_mut(last as usize) {
             Some(before) if last != NONE => before.after = slot,
-            _ => self.queues[patience as usize].first = slot,
+            _ => self.queues[patience.queue()].first = slot,
         }
-        self.queues[patience as usize].last = slot;
+        self.queues[patience.queue()].last = slot;
     }
 
     /// Takes out the entry whose deadline is the earliest, if that is before `now_ns`, and says when it was.
@@ -145,7 +165,7 @@ impl Table {
     fn vacate(&mut self, slot: u32) -> Option<Entry> {
         let vacated = self.slots.get_mut(slot as usize)?;
         let entry = vacated.entry.take();
-        let (before, after, queue) = (vacated.before, vacated.after, vacated.patience as usize);
+        let (before, after, queue) = (vacated.before, vacated.after, vacated.patience.queue());
         match self.slots.get_mut(before as usize) {
             Some(neighbour) => neighbour.after = after,
             None => self.queues[queue].first = after,

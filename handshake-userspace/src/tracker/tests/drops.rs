@@ -36,13 +36,39 @@ fn syns_at_a_full_accept_queue_are_one_handshake_that_was_dropped() {
     let server = given_listener().syn_dropped(FULL).wait(SEC).syn_dropped(FULL).wait(2 * SEC);
     let server = server.syn_dropped(FULL);
     assert_eq!(server.clone().wait(4 * SEC).records(), vec![], "the client may send another SYN");
-    let record = server.wait(5 * SEC).expect(Outcome::SynDropped);
+    let record = server.wait(9 * SEC).expect(Outcome::SynDropped);
     assert_eq!(record.evidence.kind, EvidenceKind::AcceptQueueFull);
     assert_eq!(record.dropped.as_ref().map(|dropped| dropped.segments), Some(3));
     assert_eq!(record.retransmits.syn_seen, Some(3));
     assert_eq!(record.process.map(|process| process.pid), Some(80), "who listens");
     assert_eq!(record.accept_queue.map(|queue| (queue.length, queue.limit)), Some((3, 2)));
     assert_eq!((record.latency_ns, record.began_ns), (None, START));
+}
+
+#[test]
+fn syns_that_are_dropped_at_doubling_gaps_are_one_handshake_however_long_the_gaps() {
+    // RFC 6298 section 5.5, up to the 120 s of TCP_RTO_MAX; and as Linux begins since 6.5 (tcp_syn_linear_timeouts).
+    for gaps in [&[1, 2, 4, 8, 16, 32, 64, 120][..], &[1, 1, 1, 1, 1, 2, 4, 8, 16, 32, 64], &[3, 6, 12, 24]] {
+        let mut server = given_listener().syn_dropped(FULL);
+        for gap in gaps {
+            server = server.wait(gap * SEC);
+            assert_eq!(server.records(), vec![], "a SYN after {gap} s: {gaps:?}");
+            server = server.syn_dropped(FULL);
+        }
+        let record = server.wait(3 * gaps.last().unwrap_or(&0) * SEC).expect(Outcome::SynDropped);
+        assert_eq!(record.dropped.map(|dropped| dropped.segments as usize), Some(gaps.len() + 1));
+        assert_eq!(record.retransmits.syn_seen.map(|syns| syns as usize), Some(gaps.len() + 1));
+    }
+}
+
+#[test]
+fn an_attempt_that_ends_is_told_soon_after_a_short_gap_and_later_after_a_long_one() {
+    let one = given_listener().syn_dropped(FULL);
+    assert_eq!(one.clone().wait(4 * SEC).records(), vec![]);
+    assert_eq!(one.clone().wait(5 * SEC).records().len(), 1, "nobody waits long for a single SYN of a flood");
+    let two = one.wait(4 * SEC).syn_dropped(FULL);
+    assert_eq!(two.clone().wait(17 * SEC).records(), vec![]);
+    assert_eq!(two.wait(19 * SEC).records().len(), 1);
 }
 
 #[test]
