@@ -20,7 +20,7 @@ use crate::{
         request_sock::RequestSock,
         sock::Sock,
     },
-    maps::{self, ACTIVE_OPENS, IN_SOFTIRQ, insert_request, remove_request},
+    maps::{self, ACTIVE_OPENS, IN_SOFTIRQ, QUEUED, insert_request, remove_request},
 };
 
 /// A segment is sent again.
@@ -72,7 +72,20 @@ fn moved(listener: u64, copy: u64) -> bool {
 
 /// A SYN-ACK is sent again. No event: a flood would multiply them.
 #[inline(always)]
-fn syn_ack_sent_again<M: Memory>(listener: u64, request: RequestSock<M>) {
+fn syn_ack_sent_again<M: Memory>(sender: Sock<M>, request: RequestSock<M>) {
+    let listener = sender.key();
+    // Fast Open's child sends it itself, and its request is in no table.
+    if sender.state() == TcpState::SynReceived as u8
+        && let Some(queued) = QUEUED.get_ptr_mut(sender.key())
+    {
+        // SAFETY: a live entry. Timer and segments hold the child's lock.
+        unsafe {
+            let passive = &mut (*queued).passive;
+            passive.synack_retransmits = passive.synack_retransmits.saturating_add(1);
+            passive.last_retransmit_ns = now_ns();
+        }
+        return;
+    }
     let entry = match maps::request(request.key()) {
         Some(entry) => entry,
         None if moved(listener, request.key()) => {
@@ -106,7 +119,7 @@ pub fn hs_syn_rexmit(context: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_retransmit_synack")]
 pub fn hs_synack_rexmit(context: BtfTracePointContext) -> i32 {
     syn_ack_sent_again(
-        Sock::<Direct>::at(argument!(context, 0)).key(),
+        Sock::<Direct>::at(argument!(context, 0)),
         RequestSock::<Direct>::at(argument!(context, 1)),
     );
     0
