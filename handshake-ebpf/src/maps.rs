@@ -149,6 +149,10 @@ pub struct Queued {
     pub accepted: u32,
     /// 1: its leaving SYN-RECEIVED was reported.
     pub left: u32,
+    /// 1: it was seen to have a file, so accept() has taken it, though no hook on accept() has said so.
+    pub has_owner: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
 }
 
 /// See [`CONNECT_CALLS`].

@@ -150,6 +150,7 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         waiting_since_ns: None,
         reset_ns: None,
         before_established: false,
+        call_not_seen: false,
     };
     // Sockets are used again, as the kernel's allocator does it.
     let socket = |base: u64| SocketKey {

@@ -15,6 +15,8 @@ pub mod flags {
     pub const QUEUEING_SEEN: u32 = 1 << 1;
     /// accept() took it in SYN-RECEIVED, which only Fast Open makes possible (RFC 7413 section 4.2).
     pub const BEFORE_ESTABLISHED: u32 = 1 << 2;
+    /// No hook saw accept() itself: that it took the child shows only now, so who and when are unknown.
+    pub const CALL_NOT_SEEN: u32 = 1 << 3;
 }
 
 /// accept() took the child.

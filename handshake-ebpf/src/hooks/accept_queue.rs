@@ -172,6 +172,39 @@ fn early_child<M: Memory>(child: Sock<M>, ends: &Endpoints) -> u64 {
     now
 }
 
+/// A connection begins to end. If the table still holds it as queued, though it has an owner, its accept() was not
+/// seen: it came through io_uring or from a 32-bit program (tracepoint mode), returned MPTCP's master socket, or the
+/// kernel skipped our program.
+#[inline(always)]
+pub fn owner_shows<M: Memory>(sock: Sock<M>, sends_fin: bool) {
+    let Some(queued) = QUEUED.get_ptr_mut(sock.key()) else { return };
+    if sends_fin {
+        // Only an owner does that. MPTCP takes the file from its subflows before.
+        accepted_unseen(sock.key(), queued);
+    } else if sock.has_a_file() {
+        // The peer ended it. accept() may be about to return, which tracepoint mode sees later than the file.
+        // SAFETY: a live entry; the socket's lock is held.
+        unsafe { (*queued).has_owner = 1 };
+    }
+}
+
+/// That accept() took this child shows only now.
+#[inline(always)]
+fn accepted_unseen(child: u64, queued: *mut Queued) {
+    // SAFETY: a live entry, here and below.
+    let generation_ns = unsafe { (*queued).generation_ns };
+    submit(EventKind::Accepted, Attach::Common, child, generation_ns, |event: &mut Accepted| {
+        // SAFETY: as above.
+        unsafe {
+            event.endpoints = (*queued).passive.endpoints;
+            event.queued_ns = (*queued).passive.queued_ns;
+            event.reset_ns = (*queued).reset_ns;
+        }
+        event.flags = flags::QUEUEING_SEEN | flags::CALL_NOT_SEEN;
+    });
+    let _ = QUEUED.remove(child);
+}
+
 /// A socket is destroyed: the last word on anything that the tables still hold of it.
 #[inline(always)]
 pub fn destroyed<M: Memory>(sock: Sock<M>) {
@@ -186,9 +219,16 @@ pub fn destroyed<M: Memory>(sock: Sock<M>) {
         }
         let _ = ACTIVE_OPENS.remove(key);
     }
-    let Some(queued) = QUEUED.get_ptr(key) else { return };
+    let Some(queued) = QUEUED.get_ptr_mut(key) else { return };
     // SAFETY: a live entry.
-    let (accepted, generation_ns) = unsafe { ((*queued).accepted, (*queued).generation_ns) };
+    let (accepted, generation_ns, has_owner) =
+        unsafe { ((*queued).accepted, (*queued).generation_ns, (*queued).has_owner) };
+    // A listener that closes disconnects its children before it destroys them. One that was reset and then accepted
+    // is destroyed by its owner's close() without any change of state.
+    if accepted == 0 && (has_owner != 0 || !sock.was_disconnected()) {
+        accepted_unseen(key, queued);
+        return;
+    }
     if accepted == 0 {
         submit(
             EventKind::ChildDestroyed,

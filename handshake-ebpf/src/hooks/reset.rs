@@ -10,17 +10,25 @@ use handshake_common::event::active_open::flags;
 use super::argument;
 use crate::{
     emit::now_ns,
+    kernel::{
+        read::{Direct, Memory},
+        sock::Sock,
+    },
     maps::{ACTIVE_OPENS, QUEUED},
 };
 
 /// A valid RST was received for this socket.
 #[inline(always)]
-fn reset_received(socket: u64) {
+fn reset_received<M: Memory>(sock: Sock<M>) {
+    let socket = sock.key();
     if let Some(open) = ACTIVE_OPENS.get_ptr_mut(socket) {
         // SAFETY: a live entry; the socket's lock is held.
         unsafe { (*open).flags |= flags::RESET_RECEIVED };
     }
-    if let Some(queued) = QUEUED.get_ptr_mut(socket) {
+    // One with a file has left the queue, though its accept() was not seen.
+    if let Some(queued) = QUEUED.get_ptr_mut(socket)
+        && !sock.has_a_file()
+    {
         // SAFETY: a live entry; the socket's lock is held.
         unsafe { (*queued).reset_ns = now_ns() };
     }
@@ -38,7 +46,7 @@ fn reset_sent(socket: u64) {
 /// A RST was received.
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn hs_rst_received(context: BtfTracePointContext) -> i32 {
-    reset_received(argument!(context, 0) as u64);
+    reset_received(Sock::<Direct>::at(argument!(context, 0)));
     0
 }
 

@@ -17,7 +17,7 @@ use handshake_common::{
     tcp::TcpState,
 };
 
-use super::{active_open, argument, passive_open};
+use super::{accept_queue, active_open, argument, passive_open};
 use crate::{
     emit::{Slot, count, now_ns, submit},
     filter,
@@ -39,6 +39,7 @@ fn state_changes<M: Memory>(sock: Sock<M>, old: u8, new: u8) {
     const LISTEN: u8 = TcpState::Listen as u8;
     const FIN_WAIT1: u8 = TcpState::FinWait1 as u8;
     const LAST_ACK: u8 = TcpState::LastAck as u8;
+    const CLOSE_WAIT: u8 = TcpState::CloseWait as u8;
     if old == SYN_SENT {
         if sock.is_tcp() {
             active_open::left_syn_sent(sock, new, Attach::Common);
@@ -57,11 +58,8 @@ fn state_changes<M: Memory>(sock: Sock<M>, old: u8, new: u8) {
         }
     } else if old == LISTEN && new == CLOSED && sock.is_tcp() {
         listener(sock, EventKind::ListenerClosed);
-    } else if new == FIN_WAIT1 || new == LAST_ACK {
-        // Only an accepted socket is closed by an owner. If the table still holds it, its accept() was not seen
-        // (MPTCP's master socket was returned, or the kernel skipped our program), and its destruction must not
-        // be told as "never accepted".
-        let _ = QUEUED.remove(sock.key());
+    } else if new == FIN_WAIT1 || new == LAST_ACK || new == CLOSE_WAIT || new == CLOSED {
+        accept_queue::owner_shows(sock, new == FIN_WAIT1 || new == LAST_ACK);
     }
 }
 

@@ -166,6 +166,13 @@ impl<M: Memory> Sock<M> {
         matches!(M::read::<u64>(self.address, offset!(sk_socket)), Some(socket) if socket != 0)
     }
 
+    /// Whether tcp_disconnect() took its remote end away: a listener that closes does that to the children that
+    /// nobody accepted. A child that is closed by a RST, by its timer or by an owner's close() keeps it.
+    #[inline(always)]
+    pub fn was_disconnected(self) -> bool {
+        M::read::<u16>(self.address, offset!(skc_dport)) == Some(0)
+    }
+
     /// How often the segment that is under way was sent again.
     #[inline(always)]
     pub fn retransmits(self) -> Option<u8> {

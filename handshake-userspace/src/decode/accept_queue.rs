@@ -19,6 +19,7 @@ pub(super) fn accepted(raw: &raw::Accepted) -> Act {
         waiting_since_ns: known_ns(raw.waiting_since_ns),
         reset_ns: known_ns(raw.reset_ns),
         before_established: raw.flags & raw::flags::BEFORE_ESTABLISHED != 0,
+        call_not_seen: raw.flags & raw::flags::CALL_NOT_SEEN != 0,
     })
 }
 

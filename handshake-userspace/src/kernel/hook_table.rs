@@ -268,7 +268,7 @@ pub const HOOKS: &[Hook] = &[
                     program("hs_accept_exit", Place::SystemCall("sys_exit_accept")),
                     program("hs_accept_exit", Place::SystemCall("sys_exit_accept4")),
                 ],
-                "io_uring and 32-bit acceptors",
+                "who accepts through io_uring or in a 32-bit program, and when; that it was accepted shows when the connection is closed",
             ),
         ],
         without_it: "server records lack the process and `phases.accept_ns`",

@@ -342,6 +342,8 @@ pub struct Accepted {
     pub reset_ns: Option<u64>,
     /// It was in SYN-RECEIVED still, which only Fast Open makes possible.
     pub before_established: bool,
+    /// That accept() took it shows only now; who did, and when, is unknown.
+    pub call_not_seen: bool,
 }
 
 /// See [`Act::ChildDestroyed`].

@@ -39,8 +39,8 @@ pub(super) struct Child {
     pub(super) request_died: bool,
     /// The listener had closed before that.
     pub(super) listener_closed: bool,
-    /// accept() took it: when, and who.
-    pub(super) taken: Option<(u64, Option<Process>)>,
+    /// accept() took it: when, and who, as far as the call was seen.
+    pub(super) taken: Option<(Option<u64>, Option<Process>)>,
     /// When that thread had called accept().
     pub(super) called_ns: Option<u64>,
     pub(super) destroyed: bool,
@@ -239,6 +239,7 @@ impl Tracker {
                         process: act.process,
                         queued_ns: act.queued_ns,
                         called_ns: act.waiting_since_ns,
+                        when_is_known: !act.call_not_seen,
                     };
                     self.left_queue(at, identity, *child, leaving, out);
                     return;
@@ -264,7 +265,7 @@ impl Tracker {
             child.reset_in_queue |= act.reset_ns.is_some();
             child.early |= act.before_established;
             if child.taken.is_none() {
-                child.taken = Some((at.time_ns, act.process));
+                child.taken = Some(((!act.call_not_seen).then_some(at.time_ns), act.process));
                 child.called_ns = act.waiting_since_ns;
             }
         }
@@ -282,6 +283,7 @@ impl Tracker {
                         process: None,
                         queued_ns: act.queued_ns,
                         called_ns: None,
+                        when_is_known: true,
                     };
                     self.left_queue(at, identity, *child, leaving, out);
                     return;

@@ -32,6 +32,8 @@ pub(super) struct Leaving {
     pub(super) queued_ns: Option<u64>,
     /// When who took it had called accept().
     pub(super) called_ns: Option<u64>,
+    /// The call was seen, not only that it had been made.
+    pub(super) when_is_known: bool,
 }
 
 /// When the children that we could not follow were queued: first and last.
@@ -64,14 +66,14 @@ impl Tracker {
         out: &mut Vec<HandshakeUpdate>,
     ) {
         let queued_ns = leaving.queued_ns.or(child.queued_ns);
-        let known = leaving.outcome != AcceptOutcome::Incomplete;
+        let left_ns = leaving.when_is_known.then_some(at.time_ns);
         out.push(HandshakeUpdate::Accept(Box::new(Accept {
             key: Key { boot: self.config.boot, counter: identity.counter },
             id: child.id,
             time_ns: at.time_ns,
             outcome: leaving.outcome,
-            wait_ns: if known { between(queued_ns, Some(at.time_ns)) } else { None },
-            call_ns: until_called(queued_ns, leaving.called_ns, Some(at.time_ns)),
+            wait_ns: between(queued_ns, left_ns),
+            call_ns: until_called(queued_ns, leaving.called_ns, left_ns),
             process: leaving.process,
             local: child.ends.local,
             remote: child.ends.remote,
@@ -92,8 +94,13 @@ impl Tracker {
             socket: SocketKey { address: identity.address, generation_ns: identity.generation_ns },
             attach: Attach::Common,
         };
-        let leaving =
-            Leaving { outcome: AcceptOutcome::Incomplete, process: None, queued_ns: None, called_ns: None };
+        let leaving = Leaving {
+            outcome: AcceptOutcome::Incomplete,
+            process: None,
+            queued_ns: None,
+            called_ns: None,
+            when_is_known: false,
+        };
         self.left_queue(at, identity, child, leaving, out);
     }
 }

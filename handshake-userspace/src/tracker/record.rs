@@ -214,7 +214,7 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
         _ => None,
     };
     let listener_process = child.listener_process;
-    let (taken_ns, acceptor) = child.taken.map_or((None, None), |(time_ns, who)| (Some(time_ns), who));
+    let (taken_ns, acceptor) = child.taken.unwrap_or_default();
     Handshake {
         key: head.key,
         id,

@@ -1,7 +1,10 @@
 //! From queued to accept(): the second that a record waits, the record that follows, and RST in the queue.
 
 use super::script::*;
-use crate::model::outcome::{AcceptOutcome, EvidenceKind, Flag, Outcome};
+use crate::model::{
+    observation::{Accepted, Act},
+    outcome::{AcceptOutcome, EvidenceKind, Flag, Outcome},
+};
 
 fn queued_child() -> Server {
     given_listener().syn().syn_ack().wait(MS).final_ack()
@@ -130,6 +133,39 @@ fn child_of_which_only_accept_was_seen_is_one_record() {
     assert_eq!(record.evidence.kind, EvidenceKind::AcceptReturned);
     assert_eq!(record.phases.accept_ns, Some(MS));
     assert_eq!(record.flags, vec![], "nothing says that anything was lost");
+}
+
+/// That accept() took it shows only by what comes later: nobody saw who called, or when.
+fn accepted_unseen(mut server: Server) -> Server {
+    server.script.observe(Act::Accepted(Accepted {
+        ends: server.facts.ends,
+        process: None,
+        queued_ns: server.facts.queued_ns,
+        waiting_since_ns: None,
+        reset_ns: server.reset_ns,
+        before_established: false,
+        call_not_seen: true,
+    }));
+    server
+}
+
+#[test]
+fn accept_that_nobody_saw_is_told_without_time_and_acceptor_as_soon_as_it_shows() {
+    let record = accepted_unseen(queued_child().wait(10 * MS)).expect(Outcome::Established);
+    assert_eq!(record.evidence.kind, EvidenceKind::StateEstablished);
+    assert_eq!((record.phases.accept_ns, record.flags), (None, vec![]));
+    assert_eq!(record.process.map(|process| process.pid), Some(80), "who listens");
+
+    let server = accepted_unseen(queued_child().wait(3600 * SEC));
+    let updates = server.updates();
+    let accept = accepts(&updates).remove(0);
+    assert_eq!(accept.key, handshakes(&updates)[0].key);
+    assert_eq!((accept.outcome, accept.wait_ns, accept.process), (AcceptOutcome::Accepted, None, None));
+    assert_eq!(server.counts().queued, 0);
+
+    let reset = accepted_unseen(queued_child().wait(2 * SEC).reset_while_queued());
+    let accept = accepts(&reset.updates()).remove(0);
+    assert_eq!((accept.outcome, accept.wait_ns), (AcceptOutcome::ResetInQueue, None));
 }
 
 #[test]

@@ -195,14 +195,15 @@ fn any_act() -> impl Strategy<Value = Act> {
     });
     let failed = (0..140_u32).prop_map(|errno| given_client().fails(errno).script.acts.remove(0).act);
     let accepted =
-        (any_time(), any_time(), any::<bool>()).prop_map(|(queued_ns, reset_ns, before_established)| {
+        (any_time(), any_time(), any::<[bool; 2]>()).prop_map(|(queued_ns, reset_ns, [early, unseen])| {
             Act::Accepted(Accepted {
                 ends: ends(1),
                 process: None,
                 queued_ns,
                 waiting_since_ns: None,
                 reset_ns,
-                before_established,
+                before_established: early,
+                call_not_seen: unseen,
             })
         });
     let destroyed = (any_time(), any_time()).prop_map(|(queued_ns, reset_ns)| {

@@ -111,6 +111,7 @@ impl Server {
             waiting_since_ns,
             reset_ns: self.reset_ns,
             before_established: false,
+            call_not_seen: false,
         }));
         self
     }
@@ -124,6 +125,7 @@ impl Server {
             waiting_since_ns: None,
             reset_ns: None,
             before_established: true,
+            call_not_seen: false,
         }));
         self
     }
