@@ -19,9 +19,9 @@ use std::{
 
 const INIT: &str = include_str!("guest_init.sh");
 
-/// What tests need of a kernel that is not built into each: links with delay and loss, a firewall, and a file
-/// system that makes the kernel connect.
-pub const MODULES: [&str; 18] = [
+/// What tests need of a kernel that is not built into each: links with delay and loss, a firewall, IPsec policies, and a
+/// file system that makes the kernel connect.
+pub const MODULES: [&str; 19] = [
     "veth",
     "dummy",
     "sch_netem",
@@ -40,6 +40,7 @@ pub const MODULES: [&str; 18] = [
     "inet_diag",
     "9p",
     "9pnet_fd",
+    "xfrm_user",
 ];
 
 /// What the guest holds beside the base.

@@ -16,6 +16,7 @@ use super::{
         ESTABLISHED, SYN_SENT, connect_without_waiting, finish, until, wait_for_request, wait_for_state,
     },
     watch::Watch,
+    whole::expect_one_handshake,
 };
 
 /// A listener of this process with room for two children.
@@ -68,7 +69,7 @@ fn syns_at_a_full_accept_queue_are_dropped_with_that_reason() {
     let _streams = fill(&pair.server, to);
     pair.client.on_thread("hs-client", || {
         let socket = connect_without_waiting(to);
-        wait_for_retransmission(to.port());
+        wait_for_retransmissions(to.port(), 1);
         drop(socket);
     });
     let client = watch.wait_for("the client that gave up", |record| {
@@ -144,6 +145,79 @@ fn a_syn_let_in_after_a_dropped_one_is_one_handshake_from_the_first_syn() {
     }
     watch.end();
     drop((accepted, last));
+}
+
+/// The kernel counts in /proc/net/tcp how often the SYN was sent again.
+fn wait_for_retransmissions(port: u16, wanted: u32) {
+    let end = format!(":{port:04X} 02 ");
+    until("the SYN was sent again", || {
+        std::fs::read_to_string("/proc/thread-self/net/tcp").is_ok_and(|text| {
+            text.lines().filter(|line| line.contains(&end)).any(|line| {
+                let retransmits = line.split_whitespace().nth(6).unwrap_or("0");
+                u32::from_str_radix(retransmits, 16).is_ok_and(|count| count >= wanted)
+            })
+        })
+    });
+}
+
+#[test]
+fn syns_dropped_at_gaps_of_one_to_eight_seconds_are_one_handshake() {
+    if !is_fit("syns_dropped_at_gaps_of_one_to_eight_seconds_are_one_handshake") {
+        return;
+    }
+    let pair = Pair::new();
+    // Since 6.5 the first gaps are a second each; the doubling ones are the scenario.
+    let linear = "/proc/sys/net/ipv4/tcp_syn_linear_timeouts";
+    if std::path::Path::new(linear).exists() {
+        pair.client.set("ipv4/tcp_syn_linear_timeouts", "0");
+    }
+    let watch = Watch::begin();
+    let (listener, to) = small_listener(&pair.server);
+    let _streams = fill(&pair.server, to);
+    let socket = pair.client.on_thread("hs-client", || {
+        let socket = connect_without_waiting(to);
+        // Sent at 0, 1, 3 and 7 s; the next one, at 15 s, is let in.
+        wait_for_retransmissions(to.port(), 3);
+        socket
+    });
+    let accepted =
+        pair.server.on_thread("hs-server", || [(); 2].map(|()| listener.accept().expect("queued").0));
+    pair.client.on_thread("hs-client", || finish(&socket).expect("the next SYN is let in"));
+    let last = pair.server.on_thread("hs-server", || listener.accept().expect("queued").0);
+    let client = watch.wait_for("the client's record", |record| {
+        record.is("client", to.port()) && record.text("local.address") == Some(CLIENT_V4)
+    });
+    let server = watch.wait_for("the server's record", |record| {
+        from_client(record, to.port()) && record.text("outcome") == Some("established")
+    });
+    client
+        .expect_plainly_established()
+        .expect_number("retransmits.syn", 4)
+        .expect_within("retransmits.waited_ns", 14_500..=16_500)
+        .expect_flags_are(&["non_blocking"]);
+    expect_one_handshake(&client, &server);
+    server.expect_text("outcome", "established").expect_thread("hs-server").expect_absent("evidence");
+    let records = watch.end();
+    let of_it = records.iter().filter(|record| from_client(record, to.port())).count();
+    if is_locked_down() {
+        // Nobody may read whose SYNs were dropped, so each is told by itself.
+        assert_eq!(of_it, 5, "{records:?}");
+        server.expect_flags_are(&[]).expect_absent("dropped").expect_within("latency_ns", 0..=900);
+    } else if has_probes() {
+        assert_eq!(of_it, 1, "one attempt is one handshake: {records:?}");
+        server
+            .expect_flags_are(&["syn_dropped"])
+            .expect_text("dropped.cause", "accept_queue_full")
+            .expect_number("dropped.segments", 4)
+            .expect_number("retransmits.syn_seen", 5)
+            .expect_number("retransmits.syn_ack", 0)
+            .expect_within("retransmits.waited_ns", 14_500..=16_500)
+            .expect_within("latency_ns", 14_500..=17_000);
+    } else {
+        assert_eq!(of_it, 1, "{records:?}");
+        server.expect_flags_are(&[]).expect_absent("dropped").expect_within("latency_ns", 0..=900);
+    }
+    drop((accepted, last, listener));
 }
 
 #[test]
@@ -255,19 +329,6 @@ fn a_syn_that_the_clients_own_firewall_drops_is_told_at_the_client() {
     }
     let records = watch.end();
     assert!(!records.iter().any(|record| record.is("server", to.port())), "it never arrived: {records:?}");
-}
-
-/// The kernel counts in /proc/net/tcp how often the SYN was sent again.
-fn wait_for_retransmission(port: u16) {
-    let end = format!(":{port:04X} 02 ");
-    until("the SYN was sent again", || {
-        std::fs::read_to_string("/proc/thread-self/net/tcp").is_ok_and(|text| {
-            text.lines().filter(|line| line.contains(&end)).any(|line| {
-                let retransmits = line.split_whitespace().nth(6).unwrap_or("0");
-                u32::from_str_radix(retransmits, 16).is_ok_and(|count| count > 0)
-            })
-        })
-    });
 }
 
 #[test]

@@ -3,16 +3,19 @@
 //! What a reader would get wrong: with a cookie accept() returns the child before the final ACK, while it is in
 //! SYN-RECEIVED; so what is accepted first need not be ESTABLISHED first.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 
 use socket2::{Domain, Socket, Type};
 
 use super::{
-    environment::{attach, is_fit},
-    netns::Netns,
+    environment::{attach, has_probes, is_fit},
+    netns::{Netns, Pair, SERVER_V4},
     record::{all_of, count},
-    traffic::{loopback_listener, reset, set_option, tcp_socket, until},
+    traffic::{
+        finish, loopback_listener, reset, set_option, tcp_socket, until, wait_for_request, wait_for_state,
+    },
     watch::Watch,
+    whole::expect_one_handshake,
 };
 
 #[test]
@@ -121,5 +124,93 @@ fn a_fast_open_child_accepted_before_it_is_established_has_one_record() {
     assert_eq!(servers.len(), CONNECTIONS);
     for record in servers {
         record.expect_text("outcome", "established").expect_text("process.comm", "hs-fast");
+    }
+}
+
+#[test]
+fn a_fast_open_childs_syn_ack_that_is_sent_again_is_counted() {
+    if !is_fit("a_fast_open_childs_syn_ack_that_is_sent_again_is_counted") {
+        return;
+    }
+    // Accepted while it is half open, or only after the final ACK.
+    for early in [true, false] {
+        let pair = Pair::new();
+        for netns in [&pair.client, &pair.server] {
+            netns.set("ipv4/tcp_fastopen", "3");
+        }
+        let watch = Watch::begin();
+        let listener = pair.server.on_thread("hs-listen", || {
+            let listener = TcpListener::bind((SERVER_V4, 0)).expect("a port is free");
+            set_option(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16);
+            listener
+        });
+        let to: SocketAddr = listener.local_addr().expect("it is bound");
+        let accept =
+            || pair.server.on_thread("hs-server", || listener.accept().expect("a child is queued").0);
+        let connect = || {
+            let client = tcp_socket();
+            set_option(&client, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
+            client.connect(&to.into()).expect("it returns before any SYN left");
+            client
+        };
+        pair.client.on_thread("hs-cookie", || {
+            let client = connect();
+            client.send(b"x").expect("it waits for the handshake");
+            drop((accept(), client));
+        });
+        // With the cookie the SYN carries data and makes a child at once; its SYN-ACK gets nowhere.
+        pair.server_reaches_client(false);
+        let client = pair.client.on_thread("hs-client", || {
+            let client = connect();
+            client.set_nonblocking(true).expect("it can be set");
+            client.send(b"x").expect("the SYN takes it along");
+            client
+        });
+        let port = client.local_addr().expect("it is bound").as_socket().expect("it is IPv4").port();
+        pair.server.on_thread("hs-wait", || wait_for_request(to.port()));
+        let taken = early.then(accept);
+        // The retransmissions stand in the kernel's own table, for the child in SYN-RECEIVED.
+        pair.server.on_thread("hs-wait", || {
+            until("the SYN-ACK was sent again", || {
+                std::fs::read_to_string("/proc/thread-self/net/tcp").is_ok_and(|text| {
+                    let child = format!(":{port:04X} 03 ");
+                    let count = |line: &str| line.split_whitespace().nth(6).map(str::to_owned);
+                    text.lines()
+                        .filter(|line| line.contains(&child))
+                        .any(|line| count(line).as_deref() != Some("00000000"))
+                })
+            });
+        });
+        pair.server_reaches_client(true);
+        pair.client.on_thread("hs-client", || finish(&client).expect("a SYN-ACK arrives"));
+        pair.server.on_thread("hs-wait", || wait_for_state(port, super::traffic::ESTABLISHED));
+        let taken = taken.unwrap_or_else(accept);
+        let of = |role: &'static str, end: &'static str| {
+            watch.wait_for(&format!("the {role}, accepted early: {early}"), move |record| {
+                record.is(role, to.port()) && record.number(end) == Some(u64::from(port))
+            })
+        };
+        let (client_record, server) = (of("client", "local.port"), of("server", "remote.port"));
+        expect_one_handshake(&client_record, &server);
+        server
+            .expect_plainly_established()
+            .expect_thread("hs-server")
+            .expect_within("latency_ns", 900..=60_000)
+            .expect_none_of(&["rtt_ns", "dropped"]);
+        let again = server.number("retransmits.syn_ack");
+        assert!(again.is_some_and(|count| (1..=20).contains(&count)), "accepted early: {early}: {server}");
+        if has_probes() {
+            server
+                .expect_flags_are(&["fast_open"])
+                .expect_within("retransmits.waited_ns", 900..=60_000)
+                .expect_number("retransmits.syn_seen", 1);
+        } else {
+            // That accept() took it in SYN-RECEIVED is all that shows it.
+            server
+                .expect_flags_are(if early { &["fast_open"] } else { &[] })
+                .expect_none_of(&["retransmits.waited_ns", "retransmits.syn_seen"]);
+        }
+        watch.end();
+        drop((client, taken));
     }
 }

@@ -83,7 +83,7 @@ const BPF_PROG_TYPE_SOCK_OPS: u32 = 13;
 const BPF_CGROUP_SOCK_OPS: u32 = 3;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
-fn bpf(command: libc::c_long, attributes: &[u32]) -> Result<i32, std::io::Error> {
+pub(super) fn bpf(command: libc::c_long, attributes: &[u32]) -> Result<i32, std::io::Error> {
     // SAFETY: the attributes are read from a buffer of which the size is given; those who call keep alive what
     // they point to.
     let result =
@@ -126,7 +126,7 @@ impl Drop for SockOps {
 }
 
 /// Where the cgroup v2 hierarchy is mounted.
-fn cgroup_root() -> PathBuf {
+pub(super) fn cgroup_root() -> PathBuf {
     let mounts = read_to_string("/proc/self/mounts").expect("it can be read");
     let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
     mount.and_then(|line| line.split(' ').nth(1)).unwrap_or("/sys/fs/cgroup").into()

@@ -20,7 +20,7 @@ use super::{
 };
 
 /// `struct sockaddr_in`.
-fn socket_address(to: SocketAddr) -> libc::sockaddr_in {
+pub(super) fn socket_address(to: SocketAddr) -> libc::sockaddr_in {
     let SocketAddr::V4(to) = to else { panic!("the scenarios are IPv4") };
     libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
@@ -31,7 +31,7 @@ fn socket_address(to: SocketAddr) -> libc::sockaddr_in {
 }
 
 /// A ring; `None` where that is forbidden, which is said.
-fn ring(test: &str) -> Option<IoUring> {
+pub(super) fn ring(test: &str) -> Option<IoUring> {
     IoUring::new(4)
         .inspect_err(|error| {
             skip(test, &format!("no io_uring here: {error} (CONFIG_IO_URING, kernel.io_uring_disabled)"));
@@ -40,7 +40,7 @@ fn ring(test: &str) -> Option<IoUring> {
 }
 
 /// Submits one operation and waits for its result.
-fn complete(ring: &mut IoUring, entry: &io_uring::squeue::Entry) -> i32 {
+pub(super) fn complete(ring: &mut IoUring, entry: &io_uring::squeue::Entry) -> i32 {
     // SAFETY: what the entry points to outlives this function, which waits for the result.
     unsafe { ring.submission().push(entry).expect("the queue is empty") };
     ring.submit_and_wait(1).expect("it is submitted");
@@ -56,14 +56,14 @@ fn connect_by(ring: &mut IoUring, socket: RawFd, to: SocketAddr, flags: Flags) -
     )
 }
 
-fn accept_by(ring: &mut IoUring, listener: &TcpListener, flags: Flags) -> i32 {
+pub(super) fn accept_by(ring: &mut IoUring, listener: &TcpListener, flags: Flags) -> i32 {
     let null = std::ptr::null_mut();
     complete(ring, &opcode::Accept::new(Fd(listener.as_raw_fd()), null, null.cast()).build().flags(flags))
 }
 
 /// What every client's record here has, whoever called.
 #[track_caller]
-fn expect_client(client: &Record) {
+pub(super) fn expect_client(client: &Record) {
     client
         .expect_plainly_established()
         .expect_number("retransmits.syn", 0)
@@ -76,7 +76,7 @@ fn expect_client(client: &Record) {
 
 /// What every server's record here has, though nobody may know who accepted.
 #[track_caller]
-fn expect_server(server: &Record) {
+pub(super) fn expect_server(server: &Record) {
     server
         .expect_plainly_established()
         .expect_number("retransmits.syn_ack", 0)
