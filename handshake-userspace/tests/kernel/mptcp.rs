@@ -104,7 +104,7 @@ fn an_mptcp_connection_is_its_first_subflow_at_both_ends() {
     let pair = Pair::new();
     let Some((listener, client)) = masters(NAME, &pair.server, &pair.client) else { return };
     let watch = Watch::begin();
-    let to = listen(&listener, SERVER_V4);
+    let to = pair.server.on_thread("hs-listen", || listen(&listener, SERVER_V4));
     pair.client.on_thread("hs-client", || client.connect(&to.into()).expect("it listens"));
     let accepted = pair.server.on_thread("hs-server", || listener.accept().expect("a child is queued").0);
     // Under lockdown nobody may read which subflow a master socket has; what is closed was accepted.
@@ -113,7 +113,7 @@ fn an_mptcp_connection_is_its_first_subflow_at_both_ends() {
     expect_client(&client, &["mptcp"]);
     expect_server(&server, &["mptcp"]);
     if is_locked_down() {
-        server.expect_absent("phases.accept_ns").expect_thread("hs-mptcp");
+        server.expect_absent("phases.accept_ns").expect_thread("hs-listen");
     } else {
         server.expect_present("phases.accept_ns").expect_thread("hs-server");
     }
@@ -148,7 +148,7 @@ fn a_plain_client_of_an_mptcp_listener_is_a_plain_handshake() {
     let pair = Pair::new();
     let Some(listener) = master(NAME, &pair.server) else { return };
     let watch = Watch::begin();
-    let to = listen(&listener, SERVER_V4);
+    let to = pair.server.on_thread("hs-listen", || listen(&listener, SERVER_V4));
     let client = pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
     drop((pair.server.on_thread("hs-server", || listener.accept().expect("a child is queued")), client));
     let (client, server) = expect_both(watch, &pair, to.port());
@@ -166,7 +166,7 @@ fn an_mptcp_connection_that_nobody_accepts_is_one_record_and_never_accepted() {
     let pair = Pair::new();
     let Some((listener, client)) = masters(NAME, &pair.server, &pair.client) else { return };
     let watch = Watch::begin();
-    let to = listen(&listener, SERVER_V4);
+    let to = pair.server.on_thread("hs-listen", || listen(&listener, SERVER_V4));
     pair.client.on_thread("hs-client", || client.connect(&to.into()).expect("it listens"));
     // A client's end is ESTABLISHED one segment before the server's.
     pair.server.on_thread("hs-wait", || {
