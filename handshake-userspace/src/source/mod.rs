@@ -3,8 +3,8 @@
 //! What a newcomer would get wrong: a source hands on raw bytes and clocks, unjudged. Whether they make
 //! sense is `decode`'s business, so that a recording keeps even what we could not decode.
 
-mod before_us;
 mod anchors;
+mod before_us;
 pub mod live;
 pub mod recording;
 pub mod ring_buffer;

@@ -107,7 +107,7 @@ fn unknown_socket_error_with_a_rst_is_refused() {
 fn unknown_socket_error_is_told_by_the_return_of_connect() {
     let client = given_client().with(|facts| facts.return_is_seen = true).syn().wait(SEC);
     let client = client.with(|facts| facts.sk_err = None);
-    let closed = client.leaves(handshake_common::tcp::TcpState::Closed);
+    let closed = client.leaves(TcpState::Closed);
     let record = closed.clone().wait(US).returns(ETIMEDOUT).expect(Outcome::TimedOut);
     assert_eq!(record.evidence.errno, Some(ETIMEDOUT));
     let record = closed.expect(Outcome::Incomplete);
