@@ -1,17 +1,15 @@
-//! Active open: connect() called, SYN sent, answered, out of SYN-SENT.
+//! Active open: SYN sent, answered, out of SYN-SENT. The call around it is `connect_call`'s.
 //!
-//! The facts gather in `ACTIVE_OPENS` and travel with the last event. What a newcomer would get wrong: an
-//! AF_INET6 socket that connects to a mapped address enters tcp_v6_connect and, within it, tcp_v4_connect;
-//! the table already holds it then, and the first call counts.
+//! The facts gather in `ACTIVE_OPENS` and travel with the last event. What a newcomer would get wrong: a SYN
+//! need not leave within connect(): Fast Open sends it from sendmsg(), or from the first write().
 
 use aya_ebpf::{
-    helpers::bpf_probe_read_kernel,
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
 use handshake_common::{
     counter::Counter,
-    endpoint::{AF_INET, AF_INET6, Endpoints, V4_MAPPED},
+    endpoint::Endpoints,
     event::{
         Attach, EventKind,
         active_open::{LeftSynSent, SynSent, flags},
@@ -24,42 +22,14 @@ use super::{argument, passive_open};
 use crate::{
     emit::{Slot, count, now_ns, submit},
     filter,
-    globals::LOCKED_DOWN,
     kernel::{
         read::{Copied, Direct, Memory},
         sk_buff,
-        sock::{Sock, is_mapped, v4_mapped},
+        sock::Sock,
         task,
     },
-    maps::{ACTIVE_OPENS, ActiveOpen, CONNECT_CALLS, ConnectCall, ENDED, RUNTIME, new_active_open},
+    maps::{ACTIVE_OPENS, ActiveOpen, ENDED, RUNTIME, new_active_open},
 };
-
-/// connect() reached TCP, in process context. `address` is the kernel's copy of the caller's sockaddr.
-#[inline(always)]
-pub fn connect_called<M: Memory>(sock: Sock<M>, address: *const u8) {
-    if !filter::wants_role(ROLE_CLIENT) {
-        return;
-    }
-    let key = sock.key();
-    if let Some(open) = ACTIVE_OPENS.get_ptr_mut(key) {
-        // SAFETY: a live entry of the table. An ended one is a leftover of an earlier connect() on this
-        // socket (or of a reused address); one still open is the nested call for a mapped address.
-        if unsafe { (*open).flags } & (ENDED | flags::CALL_RETURNED) == 0 {
-            return;
-        }
-    }
-    if !filter::wants_running_thread() {
-        count(Counter::Filtered);
-        return;
-    }
-    let Some(open) = begin(key, now_ns()) else { return };
-    // SAFETY: the entry that was just made; this thread holds the socket's lock.
-    let endpoints = unsafe { &mut (*open).endpoints };
-    sock.ends(endpoints);
-    endpoints.remote_port = 0;
-    remote_of_sockaddr(address, endpoints);
-    note_call(key);
-}
 
 /// Begins an entry of `ACTIVE_OPENS` for the running thread.
 #[inline(always)]
@@ -83,43 +53,6 @@ pub fn begin(key: u64, called_ns: u64) -> Option<*mut ActiveOpen> {
         task::owner(&mut (*open).owner);
     }
     Some(open)
-}
-
-/// What the caller asked for. Until a route was found the sock says nothing of it.
-#[inline(always)]
-pub fn remote_of_sockaddr(address: *const u8, endpoints: &mut Endpoints) {
-    // The sockaddr is longer than its BTF type says, so it needs the helper, which lockdown forbids: then
-    // the remote end of a connect() that fails at once is unknown.
-    if address.is_null() || LOCKED_DOWN.load() != 0 {
-        return;
-    }
-    // SAFETY: the helper fails instead of faulting; sizes are those of sockaddr_in and sockaddr_in6.
-    let Ok(family) = (unsafe { bpf_probe_read_kernel(address.cast::<u16>()) }) else { return };
-    // SAFETY: as above.
-    let Ok(port) = (unsafe { bpf_probe_read_kernel(address.wrapping_add(2).cast::<u16>()) }) else { return };
-    if family == AF_INET {
-        // SAFETY: as above.
-        let Ok(v4) = (unsafe { bpf_probe_read_kernel(address.wrapping_add(4).cast::<u32>()) }) else {
-            return;
-        };
-        v4_mapped(Some(v4), &mut endpoints.remote_address);
-        // tcp_v4_connect within tcp_v6_connect.
-        if endpoints.family == AF_INET6 {
-            endpoints.flags |= V4_MAPPED;
-        }
-    } else if family == AF_INET6 {
-        // SAFETY: as above.
-        let Ok(v6) = (unsafe { bpf_probe_read_kernel(address.wrapping_add(8).cast::<[u8; 16]>()) }) else {
-            return;
-        };
-        endpoints.remote_address = v6;
-        if is_mapped(&endpoints.remote_address) {
-            endpoints.flags |= V4_MAPPED;
-        }
-    } else {
-        return;
-    }
-    endpoints.remote_port = u16::from_be(port);
 }
 
 /// The SYN is about to be handed to IP, in process context; ports are final. Reached from connect(), and
@@ -360,51 +293,6 @@ fn report_end<M: Memory>(
     event.flags = bits;
     event.new_state = new_state;
     slot.submit();
-}
-
-/// `Runtime::return_is_seen`: the return is a system call's, joined by thread.
-const RETURN_BY_THREAD: u32 = 2;
-
-/// Notes which socket this thread connects, for the modes that see the return as a system call's.
-#[inline(always)]
-fn note_call(socket: u64) {
-    let Some(runtime) = RUNTIME.get_ptr(0) else { return };
-    // SAFETY: the array's one live entry; aligned u32.
-    if unsafe { (*runtime).return_is_seen } != RETURN_BY_THREAD {
-        return;
-    }
-    let thread = task::thread();
-    let call = match CONNECT_CALLS.get_ptr(thread) {
-        // SAFETY: a live entry, copied out. sys_enter_connect made it, or the outer of two nested calls.
-        Some(call) => ConnectCall { socket, ..unsafe { *call } },
-        None => ConnectCall { called_ns: now_ns(), socket, address: 0, descriptor: -1 },
-    };
-    if CONNECT_CALLS.insert(thread, call, 0).is_err() {
-        count(Counter::ConnectCallsFull);
-    }
-}
-
-/// connect() over IPv4.
-#[fentry(function = "tcp_v4_connect")]
-pub fn hs_connect4_fe(context: FEntryContext) -> i32 {
-    aya_log_ebpf::debug!(&context, "tcp_v4_connect");
-    connect_called(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1));
-    0
-}
-
-/// connect() over IPv6.
-#[fentry(function = "tcp_v6_connect")]
-pub fn hs_connect6_fe(context: FEntryContext) -> i32 {
-    connect_called(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1));
-    0
-}
-
-/// connect() over IPv4 or IPv6.
-#[kprobe]
-pub fn hs_connect_kp(context: ProbeContext) -> u32 {
-    let (Some(sock), Some(address)) = (argument!(context, 0), argument!(context, 1)) else { return 0 };
-    connect_called(Sock::<Copied>::at(sock), address);
-    0
 }
 
 /// The SYN is built and sent.

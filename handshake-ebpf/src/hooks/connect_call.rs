@@ -1,14 +1,15 @@
-//! How a connect() call goes back to its caller: with what, and when.
+//! The connect() call: who makes it and whither, how it goes back to its caller, and when.
 //!
-//! fexit on inet_stream_connect sees it without a tax on other system calls, for io_uring, 32-bit and
+//! An AF_INET6 socket that connects to a mapped address enters tcp_v6_connect and, within it, tcp_v4_connect; the
+//! table already holds it then, and the first call counts. fexit on inet_stream_connect sees it without a tax on other system calls, for io_uring, 32-bit and
 //! kernel callers too; sys_exit_connect stands in where fexit can't be attached. What a newcomer would get
 //! wrong: a return of EINPROGRESS is no failure, and a blocking connect() returns after the socket left
 //! SYN-SENT, so the event of the end comes first.
 
 use aya_ebpf::{
-    helpers::bpf_probe_read_user,
-    macros::{fexit, tracepoint},
-    programs::{FExitContext, TracePointContext},
+    helpers::{bpf_probe_read_kernel, bpf_probe_read_user},
+    macros::{fentry, fexit, kprobe, tracepoint},
+    programs::{FEntryContext, FExitContext, ProbeContext, TracePointContext},
 };
 use handshake_common::{
     counter::Counter,
@@ -25,14 +26,100 @@ use super::{active_open, argument};
 use crate::{
     emit::{count, now_ns, submit},
     filter,
-    globals::offset,
+    globals::{LOCKED_DOWN, offset},
     kernel::{
         read::{Copied, Direct, Memory},
         sock::{Sock, is_mapped, v4_mapped},
         task,
     },
-    maps::{ACTIVE_OPENS, CONNECT_CALLS, ConnectCall, ENDED},
+    maps::{ACTIVE_OPENS, CONNECT_CALLS, ConnectCall, ENDED, RUNTIME},
 };
+
+/// connect() reached TCP, in process context. `address` is the kernel's copy of the caller's sockaddr.
+#[inline(always)]
+pub fn connect_called<M: Memory>(sock: Sock<M>, address: *const u8) {
+    if !filter::wants_role(ROLE_CLIENT) {
+        return;
+    }
+    let key = sock.key();
+    if let Some(open) = ACTIVE_OPENS.get_ptr_mut(key) {
+        // SAFETY: a live entry of the table. An ended one is a leftover of an earlier connect() on this
+        // socket (or of a reused address); one still open is the nested call for a mapped address.
+        if unsafe { (*open).flags } & (ENDED | flags::CALL_RETURNED) == 0 {
+            return;
+        }
+    }
+    if !filter::wants_running_thread() {
+        count(Counter::Filtered);
+        return;
+    }
+    let Some(open) = active_open::begin(key, now_ns()) else { return };
+    // SAFETY: the entry that was just made; this thread holds the socket's lock.
+    let endpoints = unsafe { &mut (*open).endpoints };
+    sock.ends(endpoints);
+    endpoints.remote_port = 0;
+    remote_of_sockaddr(address, endpoints);
+    note_call(key);
+}
+
+/// What the caller asked for. Until a route was found the sock says nothing of it.
+#[inline(always)]
+fn remote_of_sockaddr(address: *const u8, endpoints: &mut Endpoints) {
+    // The sockaddr is longer than its BTF type says, so it needs the helper, which lockdown forbids: then
+    // the remote end of a connect() that fails at once is unknown.
+    if address.is_null() || LOCKED_DOWN.load() != 0 {
+        return;
+    }
+    // SAFETY: the helper fails instead of faulting; sizes are those of sockaddr_in and sockaddr_in6.
+    let Ok(family) = (unsafe { bpf_probe_read_kernel(address.cast::<u16>()) }) else { return };
+    // SAFETY: as above.
+    let Ok(port) = (unsafe { bpf_probe_read_kernel(address.wrapping_add(2).cast::<u16>()) }) else { return };
+    if family == AF_INET {
+        // SAFETY: as above.
+        let Ok(v4) = (unsafe { bpf_probe_read_kernel(address.wrapping_add(4).cast::<u32>()) }) else {
+            return;
+        };
+        v4_mapped(Some(v4), &mut endpoints.remote_address);
+        // tcp_v4_connect within tcp_v6_connect.
+        if endpoints.family == AF_INET6 {
+            endpoints.flags |= V4_MAPPED;
+        }
+    } else if family == AF_INET6 {
+        // SAFETY: as above.
+        let Ok(v6) = (unsafe { bpf_probe_read_kernel(address.wrapping_add(8).cast::<[u8; 16]>()) }) else {
+            return;
+        };
+        endpoints.remote_address = v6;
+        if is_mapped(&endpoints.remote_address) {
+            endpoints.flags |= V4_MAPPED;
+        }
+    } else {
+        return;
+    }
+    endpoints.remote_port = u16::from_be(port);
+}
+
+/// `Runtime::return_is_seen`: the return is a system call's, joined by thread.
+const RETURN_BY_THREAD: u32 = 2;
+
+/// Notes which socket this thread connects, for the modes that see the return as a system call's.
+#[inline(always)]
+fn note_call(socket: u64) {
+    let Some(runtime) = RUNTIME.get_ptr(0) else { return };
+    // SAFETY: the array's one live entry; aligned u32.
+    if unsafe { (*runtime).return_is_seen } != RETURN_BY_THREAD {
+        return;
+    }
+    let thread = task::thread();
+    let call = match CONNECT_CALLS.get_ptr(thread) {
+        // SAFETY: a live entry, copied out. sys_enter_connect made it, or the outer of two nested calls.
+        Some(call) => ConnectCall { socket, ..unsafe { *call } },
+        None => ConnectCall { called_ns: now_ns(), socket, address: 0, descriptor: -1 },
+    };
+    if CONNECT_CALLS.insert(thread, call, 0).is_err() {
+        count(Counter::ConnectCallsFull);
+    }
+}
 
 /// connect() on this socket is about to return `result` (0 or a negative errno).
 #[inline(always)]
@@ -144,7 +231,7 @@ fn forbidden(sock: Sock<Direct>, address: *const u8) {
     }
     let mut ends = Endpoints::default();
     sock.ends(&mut ends);
-    active_open::remote_of_sockaddr(address, &mut ends);
+    remote_of_sockaddr(address, &mut ends);
     if !filter::wants_running_thread() || !filter::wants_ends(&ends) {
         count(Counter::Filtered);
         return;
@@ -242,5 +329,28 @@ pub fn hs_connect_exit(context: TracePointContext) -> u32 {
     } else if result < 0 {
         failed_without_a_trace(&call, result.unsigned_abs() as u32);
     }
+    0
+}
+
+/// connect() over IPv4.
+#[fentry(function = "tcp_v4_connect")]
+pub fn hs_connect4_fe(context: FEntryContext) -> i32 {
+    aya_log_ebpf::debug!(&context, "tcp_v4_connect");
+    connect_called(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1));
+    0
+}
+
+/// connect() over IPv6.
+#[fentry(function = "tcp_v6_connect")]
+pub fn hs_connect6_fe(context: FEntryContext) -> i32 {
+    connect_called(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1));
+    0
+}
+
+/// connect() over IPv4 or IPv6.
+#[kprobe]
+pub fn hs_connect_kp(context: ProbeContext) -> u32 {
+    let (Some(sock), Some(address)) = (argument!(context, 0), argument!(context, 1)) else { return 0 };
+    connect_called(Sock::<Copied>::at(sock), address);
     0
 }
