@@ -280,11 +280,13 @@ fn report_end<M: Memory>(
     if new_state == TcpState::Established as u8 {
         sock.negotiated(&mut event.negotiated, true);
         let fast_open = sock.fast_open_bits();
-        if fast_open & SYN_DATA_ACKED_BIT != 0 {
-            bits |= flags::SYN_DATA_ACKED;
-        }
         if fast_open & SYN_DATA_BIT != 0 {
             bits |= flags::SYN_DATA;
+            // The kernel sets the bit after the change of state, when the ACK itself has long been counted.
+            let acked = if time_ns == 0 { sock.more_than_syn_was_acked() } else { false };
+            if acked || fast_open & SYN_DATA_ACKED_BIT != 0 {
+                bits |= flags::SYN_DATA_ACKED;
+            }
         }
         if fast_open & FAST_OPEN_BITS != 0 {
             bits |= flags::FAST_OPEN;

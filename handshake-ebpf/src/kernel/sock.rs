@@ -232,6 +232,13 @@ impl<M: Memory> Sock<M> {
         M::read::<u8>(tcp, offset!(syn_data)).unwrap_or(0)
     }
 
+    /// Whether an ACK covered more than the SYN's own number, while ->ESTABLISHED: then it is the SYN's data.
+    #[inline(always)]
+    pub fn more_than_syn_was_acked(self) -> bool {
+        let Some(tcp) = M::tcp_sock(self.address) else { return false };
+        M::read::<u64>(tcp, offset!(bytes_acked)).unwrap_or(0) > 1
+    }
+
     /// Whether it was put together under TCP_REPAIR: then no segment was sent or received.
     #[inline(always)]
     pub fn is_under_repair(self) -> bool {

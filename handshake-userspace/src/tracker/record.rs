@@ -97,7 +97,9 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         process: open.process,
         latency_ns: between(syn_ns, established_ns),
         failed_after_ns: if ended_badly(verdict.outcome) {
-            between(syn_ns.or(called_ns), end_ns.filter(|_| !no_syn).or(open.failed_ns).or(crossed_ns))
+            let returned_ns = open.returned.map(|(time_ns, _)| time_ns).filter(|_| no_syn);
+            let over_ns = end_ns.filter(|_| !no_syn).or(open.failed_ns).or(returned_ns).or(crossed_ns);
+            between(syn_ns.or(called_ns), over_ns)
         } else {
             None
         },
@@ -107,7 +109,11 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         phases: Phases {
             local_ns: if open.deferred { None } else { between(called_ns, syn_ns) },
             wire_ns,
-            wake_ns: between(established_ns, open.returned.map(|(time_ns, _)| time_ns)),
+            // Under TCP_REPAIR nobody waited for anything.
+            wake_ns: between(
+                established_ns.filter(|_| !agreed.repair),
+                open.returned.map(|(time_ns, _)| time_ns),
+            ),
             ..Phases::default()
         },
         retransmits: Retransmits {
