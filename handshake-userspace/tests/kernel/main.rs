@@ -32,6 +32,7 @@ mod peer;
 mod program;
 mod record;
 mod refused_options;
+mod running;
 mod second_account;
 mod second_source;
 mod seen_late;

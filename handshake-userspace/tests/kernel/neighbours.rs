@@ -79,6 +79,7 @@ struct SockOps {
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_ATTACH: libc::c_long = 8;
 const BPF_PROG_DETACH: libc::c_long = 9;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_PROG_TYPE_SOCK_OPS: u32 = 13;
 const BPF_CGROUP_SOCK_OPS: u32 = 3;
 const BPF_F_ALLOW_MULTI: u32 = 2;
@@ -96,10 +97,10 @@ pub(super) fn bpf(command: libc::c_long, attributes: &[u32]) -> Result<i32, std:
 
 impl SockOps {
     fn attach(flags: u32) -> Result<Self, String> {
-        // Before 5.11 programs and maps count as locked memory of the user, the tracer's too.
+        // Before 5.11 programs and maps count as locked memory of the user, the tracer's too. Where that may not be
+        // raised (CAP_SYS_RESOURCE) younger kernels need it not, and older ones refuse the program below.
         let unlimited = rustix::process::Rlimit { current: None, maximum: None };
-        rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited)
-            .map_err(|error| error.to_string())?;
+        let limit = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited);
         // r0 = 1; exit
         let instructions: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
         let words = |address: usize| [address as u32, (address as u64 >> 32) as u32];
@@ -107,14 +108,36 @@ impl SockOps {
         let [licence, licence_high] = words(c"GPL".as_ptr() as usize);
         let attributes =
             [BPF_PROG_TYPE_SOCK_OPS, 2, code, code_high, licence, licence_high, 0, 0, 0, 0, 0, 0];
-        let program = bpf(BPF_PROG_LOAD, &attributes).map_err(|error| format!("it is refused: {error}"))?;
+        let program = bpf(BPF_PROG_LOAD, &attributes).map_err(|error| {
+            format!("a sock_ops program of two instructions is refused: {error} (RLIMIT_MEMLOCK: {limit:?})")
+        })?;
         // SAFETY: the kernel has just made this descriptor for us.
         let program = unsafe { OwnedFd::from_raw_fd(program) };
-        let cgroup = File::open(cgroup_root()).map_err(|error| error.to_string())?;
+        let root = cgroup_root();
+        let cgroup = File::open(&root).map_err(|error| format!("{}: {error}", root.display()))?;
         let target = [cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, BPF_CGROUP_SOCK_OPS, flags];
-        bpf(BPF_PROG_ATTACH, &target).map_err(|error| format!("it cannot be attached: {error}"))?;
+        bpf(BPF_PROG_ATTACH, &target).map_err(|error| {
+            let there = others(&cgroup).map_or_else(|error| error.to_string(), |count| count.to_string());
+            format!(
+                "no sock_ops program can be attached to {} with flags {flags}: {error}; sock_ops programs that are \
+                 there already, another handshake's perhaps: {there}",
+                root.display()
+            )
+        })?;
         Ok(SockOps { cgroup, program })
     }
+}
+
+/// How many sock_ops programs are attached to a cgroup.
+fn others(cgroup: &File) -> Result<u32, std::io::Error> {
+    // Target, kind, flags of the query, flags of the attachment, the ids' address (none wanted), their number.
+    let mut attributes = [cgroup.as_raw_fd() as u32, BPF_CGROUP_SOCK_OPS, 0, 0, 0, 0, 0, 0];
+    // SAFETY: the attributes are read from and written to a buffer of which the size is given.
+    let result = unsafe {
+        let size = size_of_val(&attributes);
+        libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, attributes.as_mut_ptr(), size)
+    };
+    if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(attributes[6]) }
 }
 
 impl Drop for SockOps {

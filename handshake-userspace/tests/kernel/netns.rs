@@ -19,14 +19,17 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 pub const CLIENT_V4: &str = "192.0.2.1";
 pub const SERVER_V4: &str = "192.0.2.2";
 pub const SERVER_V6: &str = "fd00:99::2";
-const CLIENT_V6: &str = "fd00:99::1";
+pub const CLIENT_V6: &str = "fd00:99::1";
 const CLIENT_LINK: &str = "02:00:00:00:99:01";
 const SERVER_LINK: &str = "02:00:00:00:99:02";
 const NOBODY_LINK: &str = "02:00:00:00:99:ff";
 
 /// One namespace.
 pub struct Netns {
+    /// Empty when its name was taken away again.
     name: String,
+    /// Keeps it, with or without a name.
+    file: File,
 }
 
 impl Netns {
@@ -34,14 +37,26 @@ impl Netns {
     pub fn new(role: &str) -> Self {
         let name = format!("hs{}-{}{role}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         run(&format!("ip netns add {name}"));
-        let netns = Netns { name };
+        let file = File::open(format!("/run/netns/{name}")).expect("the namespace can be opened");
+        let netns = Netns { name, file };
         netns.ip("link set lo up");
         netns
     }
 
+    /// A new one that ends with this process, however that ends: nobody else finds it.
+    pub fn without_name(role: &str) -> Self {
+        Netns::new(role).lose_name()
+    }
+
+    /// Deletes it: from now on what is open in it keeps it, and who holds this knows which it was.
+    pub fn lose_name(mut self) -> Self {
+        run(&format!("ip netns del {}", std::mem::take(&mut self.name)));
+        self
+    }
+
     /// The inode number that records name it by.
     pub fn inode(&self) -> u64 {
-        std::fs::metadata(format!("/run/netns/{}", self.name)).expect("the namespace is mounted").ino()
+        self.file.metadata().expect("the namespace is open").ino()
     }
 
     /// Runs `ip` in it.
@@ -73,8 +88,7 @@ impl Netns {
 
     /// Moves the calling thread into it, for good.
     pub fn enter(&self) {
-        let file = File::open(format!("/run/netns/{}", self.name)).expect("the namespace can be opened");
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+        move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
             .expect("the namespace can be entered");
     }
 
@@ -86,6 +100,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if self.name.is_empty() {
+            return;
+        }
         // A panic in a test must not become an abort; what is left behind has this process's id in its name.
         let _ = std::process::Command::new("ip").args(["netns", "del", &self.name]).status();
     }
@@ -129,6 +146,11 @@ impl Pair {
         for address in [CLIENT_V4, CLIENT_V6] {
             self.server.ip(&format!("neigh replace {address} lladdr {link} dev veth0 nud permanent"));
         }
+    }
+
+    /// What the client sends to this address of their network leaves and is never answered.
+    pub fn nobody_has(&self, address: &str) {
+        self.client.ip(&format!("neigh replace {address} lladdr {NOBODY_LINK} dev veth0 nud permanent"));
     }
 
     /// Delays every segment, each way.

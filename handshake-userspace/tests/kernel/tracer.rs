@@ -3,35 +3,36 @@
 //! What a reader would get wrong: `stop` checks the accounting of every run, so that no scenario passes while
 //! something was lost.
 
-use std::{
-    io::{BufRead as _, BufReader},
-    process::{Child, Command, Stdio},
-    sync::{Arc, Condvar, Mutex},
-    time::{Duration, Instant},
-};
+use std::process::{Child, Command};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use super::{
-    environment::{attach, patience, program},
     record::Record,
+    running::{Records, Running},
     watch::end_shared,
 };
 
-#[derive(Default)]
-struct Heard {
-    records: Vec<Record>,
-    log: Vec<String>,
-    ended: usize,
+/// What stands in for a line that is no JSON; `ended` fails because of it.
+const NO_RECORD: &str = "no record";
+
+impl Records for Vec<Record> {
+    fn take(&mut self, line: &str) {
+        // A panic would end the thread that listens, and with it all later scenarios.
+        let value = serde_json::from_str(line).unwrap_or_else(
+            |error| serde_json::json!({ "kind": NO_RECORD, "error": error.to_string(), "line": line }),
+        );
+        self.push(Record(value));
+    }
+
+    fn show(&self, first: usize) -> String {
+        let shown: Vec<_> = self.iter().skip(first).map(ToString::to_string).collect();
+        format!("{shown:#?}")
+    }
 }
 
-type Shared = Arc<(Mutex<Heard>, Condvar)>;
-
-/// A running `handshake`.
-pub struct Tracer {
-    child: Child,
-    heard: Shared,
-}
+/// A running `handshake`, all of whose records are kept.
+pub struct Tracer(Running<Vec<Record>>);
 
 impl Tracer {
     /// `handshake trace --json` in the mode that the tests run in.
@@ -47,7 +48,7 @@ impl Tracer {
 
     /// As `start_command`, beside whatever runs.
     pub fn start_alone(command: &[&str], arguments: &[&str]) -> Self {
-        Self::start_by(Command::spawn, command, arguments)
+        Tracer(Running::start(command, arguments))
     }
 
     /// As `start_alone`, as a child of whoever spawns it.
@@ -56,28 +57,7 @@ impl Tracer {
         command: &[&str],
         arguments: &[&str],
     ) -> Self {
-        let mut prepared = Command::new(program());
-        prepared
-            .args(command)
-            .args(["--json", "--attach", &attach()])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = spawn(&mut prepared).expect("the program can be started");
-        let heard: Shared = Shared::default();
-        let out = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        let err = BufReader::new(child.stderr.take().expect("stderr is piped"));
-        listen(out, &heard, |heard, line| {
-            let value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
-            heard.records.push(Record(value));
-        });
-        listen(err, &heard, |heard, line| heard.log.push(line));
-        let tracer = Tracer { child, heard };
-        tracer.until("hooks are attached", |heard| {
-            heard.log.iter().any(|line| line.starts_with("tracing")).then_some(())
-        });
-        tracer
+        Tracer(Running::start_by(spawn, command, arguments))
     }
 
     /// Waits for a record.
@@ -89,27 +69,34 @@ impl Tracer {
     /// Waits for a record that is not one of the first few.
     #[track_caller]
     pub fn wait_for_since(&self, first: usize, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
-        self.until_since(first, what, |heard| {
+        self.0.until(first, what, |heard| {
             heard.records.iter().skip(first).find(|record| wanted(record)).cloned()
         })
     }
 
     /// How many records came so far.
     pub fn count(&self) -> usize {
-        self.heard.0.lock().expect("no listener panicked").records.len()
+        self.0.heard().records.len()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.0.pid()
     }
 
     /// Asks it to end.
     pub fn interrupt(&self) {
-        self.signal(Signal::INT);
+        self.0.signal(Signal::INT);
     }
 
     /// Waits until it ended; records and what was written to stderr.
     #[track_caller]
     pub fn ended(&self) -> (Vec<Record>, Vec<String>) {
-        self.until("the program ends", |heard| {
-            (heard.ended == 2).then(|| (heard.records.clone(), heard.log.clone()))
-        })
+        self.0.until_ended();
+        let heard = self.0.heard();
+        let spoilt = heard.records.iter().find(|record| record.text("kind") == Some(NO_RECORD));
+        assert_eq!(spoilt, None, "every line is a record");
+        (heard.records.clone(), heard.log.clone())
     }
 
     /// Waits for the record of one end of a connection to a listening port.
@@ -120,12 +107,12 @@ impl Tracer {
 
     /// What came so far.
     pub fn records(&self) -> Vec<Record> {
-        self.heard.0.lock().expect("no listener panicked").records.clone()
+        self.0.heard().records.clone()
     }
 
     /// Stops its execution (SIGSTOP) or lets it go on (SIGCONT).
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("the program runs");
+        self.0.signal(signal);
     }
 
     /// SIGINT; exit code 0, `health` last, nothing lost. Gives all records.
@@ -139,43 +126,10 @@ impl Tracer {
     /// SIGINT, exit code 0; records and what was written to stderr.
     #[track_caller]
     pub fn stop_with_log(mut self) -> (Vec<Record>, Vec<String>) {
-        self.interrupt();
+        let status = self.0.stop();
         let (records, log) = self.ended();
-        let status = self.child.wait().expect("the program can be waited for");
         assert!(status.success(), "{status}: {log:?}");
         (records, log)
-    }
-
-    #[track_caller]
-    fn until<R>(&self, what: &str, done: impl Fn(&Heard) -> Option<R>) -> R {
-        self.until_since(0, what, done)
-    }
-
-    #[track_caller]
-    fn until_since<R>(&self, first: usize, what: &str, done: impl Fn(&Heard) -> Option<R>) -> R {
-        let deadline = Instant::now() + patience();
-        let (lock, changed) = &*self.heard;
-        let mut heard = lock.lock().expect("no listener panicked");
-        loop {
-            if let Some(result) = done(&heard) {
-                return result;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(
-                left > Duration::ZERO,
-                "waited in vain: {what}\nrecords: {:#?}\nlog: {:#?}",
-                heard.records.iter().skip(first).map(ToString::to_string).collect::<Vec<_>>(),
-                heard.log
-            );
-            heard = changed.wait_timeout(heard, left).expect("no listener panicked").0;
-        }
-    }
-}
-
-impl Drop for Tracer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -191,20 +145,4 @@ pub fn expect_nothing_lost(health: &Record) {
     for number in ["active_opens", "passive_opens", "failed_opens", "embryonic_resets"] {
         health.expect_absent(&format!("kernel_counters.{number}.surplus"));
     }
-}
-
-fn listen(
-    lines: BufReader<impl std::io::Read + Send + 'static>,
-    heard: &Shared,
-    take: impl Fn(&mut Heard, String) + Send + 'static,
-) {
-    let heard = Arc::clone(heard);
-    std::thread::spawn(move || {
-        for line in lines.lines().map_while(Result::ok) {
-            take(&mut heard.0.lock().expect("no listener panicked"), line);
-            heard.1.notify_all();
-        }
-        heard.0.lock().expect("no listener panicked").ended += 1;
-        heard.1.notify_all();
-    });
 }

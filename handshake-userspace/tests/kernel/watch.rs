@@ -8,7 +8,7 @@
 
 use std::{
     net::{TcpListener, TcpStream},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, Once, PoisonError},
 };
 
 use super::{
@@ -37,6 +37,13 @@ pub fn end_shared() {
     expect_nothing_lost(records.last().expect("there is a last record"));
 }
 
+/// What is still shared when this process ends, because a filter left out the scenario that ends it, goes with it:
+/// nobody drops a static, and a tracer that stayed would be another load for the next run.
+extern "C" fn leave_nothing_behind() {
+    let shared = SHARED.try_lock().map(|mut slot| slot.take());
+    drop(shared);
+}
+
 /// What the shared tracer prints from some moment on.
 pub struct Watch {
     shared: Arc<Shared>,
@@ -46,10 +53,18 @@ pub struct Watch {
 impl Watch {
     /// From now on.
     pub fn begin() -> Self {
+        static AT_EXIT: Once = Once::new();
+        AT_EXIT.call_once(|| {
+            // SAFETY: the function takes nothing, returns nothing and never unwinds.
+            unsafe { libc::atexit(leave_nothing_behind) };
+        });
         let mut slot = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = slot
             .get_or_insert_with(|| {
-                Arc::new(Shared { marks: Netns::new("mark"), tracer: Tracer::start_alone(&["trace"], &[]) })
+                Arc::new(Shared {
+                    marks: Netns::without_name("mark"),
+                    tracer: Tracer::start_alone(&["trace"], &[]),
+                })
             })
             .clone();
         Watch { from: shared.tracer.count(), shared }
@@ -65,6 +80,15 @@ impl Watch {
     #[track_caller]
     pub fn wait_for_end(&self, role: &str, port: u16) -> Record {
         self.wait_for(&format!("a {role} record for port {port}"), |record| record.is(role, port))
+    }
+
+    /// The same, in one namespace.
+    #[track_caller]
+    pub fn wait_in(&self, netns: &Netns, role: &str, port: u16) -> Record {
+        let inode = netns.inode();
+        self.wait_for(&format!("a {role} record for port {port} in its namespace"), |record| {
+            record.is(role, port) && record.number("netns") == Some(inode)
+        })
     }
 
     /// What came so far.
@@ -94,6 +118,24 @@ impl Watch {
         records.iter().filter(|record| record.text("kind") == Some("health")).for_each(expect_nothing_lost);
         records
     }
+}
+
+#[test]
+fn a_scenario_that_fails_leaves_the_tracer_to_its_neighbours() {
+    if !is_fit("a_scenario_that_fails_leaves_the_tracer_to_its_neighbours") {
+        return;
+    }
+    let neighbour = Watch::begin();
+    let failing = Watch { from: 0, shared: Arc::clone(&neighbour.shared) };
+    let (listener, to) = super::traffic::loopback_listener();
+    let stream = TcpStream::connect(to).expect("it listens");
+    let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        failing.wait_for("a record that fails an assertion", |record| panic!("it is no good: {record}"))
+    }));
+    assert!(failed.is_err());
+    neighbour.wait_for_end("client", to.port()).expect_text("outcome", "established");
+    drop((stream, listener));
+    neighbour.end();
 }
 
 #[test]
