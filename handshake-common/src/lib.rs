@@ -14,6 +14,7 @@ pub mod event;
 pub mod filter;
 pub mod offsets;
 pub mod owner;
+pub mod preempt;
 pub mod request;
 pub mod tcp;
 

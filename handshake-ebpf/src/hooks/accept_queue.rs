@@ -30,6 +30,7 @@ use crate::{
     filter,
     globals::{LOCKED_DOWN, offset},
     kernel::{
+        preempt,
         read::{Copied, Direct, Memory},
         sock::Sock,
         task,
@@ -268,7 +269,9 @@ fn readable<M: Memory>(sock: Sock<M>) {
 /// A thread enters accept().
 #[fentry(function = "inet_csk_accept")]
 pub fn hs_accept_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     accept_waits(argument!(context, 0) as u64);
+    preempt::enable();
     0
 }
 
@@ -283,6 +286,7 @@ pub fn hs_accept_kp(context: ProbeContext) -> u32 {
 /// accept() gives the child its socket file.
 #[fentry(function = "security_sock_graft")]
 pub fn hs_graft_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     aya_log_ebpf::debug!(&context, "security_sock_graft");
     let child = Sock::<Direct>::at(argument!(context, 0));
     if child.is_mptcp_master() {
@@ -290,6 +294,7 @@ pub fn hs_graft_fe(context: FEntryContext) -> i32 {
     } else {
         accepted(child, Attach::Fentry);
     }
+    preempt::enable();
     0
 }
 
@@ -324,13 +329,17 @@ pub fn hs_accept_exit(context: TracePointContext) -> u32 {
 /// A TCP socket is destroyed.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub fn hs_destroy(context: BtfTracePointContext) -> i32 {
+    preempt::disable();
     destroyed(Sock::<Direct>::at(argument!(context, 0)));
+    preempt::enable();
     0
 }
 
 /// A socket became readable (6.3 and later).
 #[btf_tracepoint(function = "sk_data_ready")]
 pub fn hs_data_ready(context: BtfTracePointContext) -> i32 {
+    preempt::disable();
     readable(Sock::<Direct>::at(argument!(context, 0)));
+    preempt::enable();
     0
 }

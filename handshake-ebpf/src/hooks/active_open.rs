@@ -23,6 +23,7 @@ use crate::{
     emit::{Slot, count, now_ns, submit},
     filter,
     kernel::{
+        preempt,
         read::{Copied, Direct, Memory},
         sk_buff,
         sock::Sock,
@@ -300,7 +301,9 @@ fn report_end<M: Memory>(
 /// The SYN is built and sent.
 #[fentry(function = "tcp_connect")]
 pub fn hs_syn_sent_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     syn_sent(Sock::<Direct>::at(argument!(context, 0)), Attach::Fentry);
+    preempt::enable();
     0
 }
 
@@ -315,7 +318,9 @@ pub fn hs_syn_sent_kp(context: ProbeContext) -> u32 {
 /// A segment for a socket that is not ESTABLISHED.
 #[fentry(function = "tcp_rcv_state_process")]
 pub fn hs_segment_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     segment_received(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1));
+    preempt::enable();
     0
 }
 

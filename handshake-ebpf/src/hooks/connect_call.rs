@@ -28,6 +28,7 @@ use crate::{
     filter,
     globals::{LOCKED_DOWN, offset},
     kernel::{
+        preempt,
         read::{Copied, Direct, Memory},
         sock::{Sock, is_mapped, v4_mapped},
         task,
@@ -286,6 +287,7 @@ fn remote_of_caller(address: u64, ends: &mut Endpoints) {
 pub fn hs_returned_fx(context: FExitContext) -> i32 {
     let socket: *const u8 = argument!(context, 0);
     let Some(sock) = Direct::read::<*const u8>(socket, offset!(socket_sk)) else { return 0 };
+    preempt::disable();
     // inet_stream_connect has four arguments on every kernel, so the result is the fifth slot; the helper
     // that would fetch it by name is younger (5.17).
     let (sock, result) = (Sock::<Direct>::at(sock), context.arg::<i32>(4));
@@ -294,6 +296,7 @@ pub fn hs_returned_fx(context: FExitContext) -> i32 {
     if result == -EPERM && !reached_tcp {
         forbidden(sock, argument!(context, 1));
     }
+    preempt::enable();
     0
 }
 
@@ -335,15 +338,19 @@ pub fn hs_connect_exit(context: TracePointContext) -> u32 {
 /// connect() over IPv4.
 #[fentry(function = "tcp_v4_connect")]
 pub fn hs_connect4_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     aya_log_ebpf::debug!(&context, "tcp_v4_connect");
     connect_called(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1));
+    preempt::enable();
     0
 }
 
 /// connect() over IPv6.
 #[fentry(function = "tcp_v6_connect")]
 pub fn hs_connect6_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     connect_called(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1));
+    preempt::enable();
     0
 }
 

@@ -26,6 +26,7 @@ use crate::{
     filter,
     globals::is_told_reason,
     kernel::{
+        preempt,
         read::{Copied, Direct, Memory},
         sk_buff::{self, Headers},
         sock::Sock,
@@ -243,38 +244,48 @@ fn outgoing_syn(socket: u64, reason: u32) {
 /// A SYN at a listener, before it is answered.
 #[fentry(function = "tcp_conn_request")]
 pub fn hs_conn_req_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     conn_request_begins(Sock::<Direct>::at(argument!(context, 2)), argument!(context, 3));
+    preempt::enable();
     0
 }
 
 /// A SYN-ACK is made.
 #[fentry(function = "tcp_make_synack")]
 pub fn hs_synack_fe(_context: FEntryContext) -> i32 {
+    preempt::disable();
     syn_ack_made();
+    preempt::enable();
     0
 }
 
 /// A SYN at a listener, answered or not.
 #[fexit(function = "tcp_conn_request")]
 pub fn hs_conn_req_fx(context: FExitContext) -> i32 {
+    preempt::disable();
     let listener = Sock::<Direct>::at(argument!(context, 2));
     conn_request_ends(listener, argument!(context, 3), Attach::Fentry);
+    preempt::enable();
     0
 }
 
 /// An ACK that may carry a cookie.
 #[fexit(function = "cookie_v4_check")]
 pub fn hs_cookie4_fx(context: FExitContext) -> i32 {
+    preempt::disable();
     let listener = Sock::<Direct>::at(argument!(context, 0));
     cookie_checked(listener, argument!(context, 1), context.arg::<u64>(2), Attach::Fentry);
+    preempt::enable();
     0
 }
 
 /// An ACK that may carry a cookie, over IPv6.
 #[fexit(function = "cookie_v6_check")]
 pub fn hs_cookie6_fx(context: FExitContext) -> i32 {
+    preempt::disable();
     let listener = Sock::<Direct>::at(argument!(context, 0));
     cookie_checked(listener, argument!(context, 1), context.arg::<u64>(2), Attach::Fentry);
+    preempt::enable();
     0
 }
 
@@ -330,6 +341,8 @@ pub fn hs_cookie_kr(context: RetProbeContext) -> u32 {
 /// The kernel drops a segment, and says why (5.17 and later).
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn hs_skb_dropped(context: BtfTracePointContext) -> i32 {
+    preempt::disable();
     freed_with_reason(argument!(context, 0), context.arg::<u32>(2));
+    preempt::enable();
     0
 }

@@ -26,6 +26,7 @@ use crate::{
     filter,
     globals::LOADED_NS,
     kernel::{
+        preempt,
         read::{Copied, Direct, Memory},
         request_sock::RequestSock,
         sk_buff,
@@ -283,11 +284,13 @@ pub fn accept_is_seen() -> u32 {
 /// The request enters the table of half-open connections.
 #[fentry(function = "inet_csk_reqsk_queue_hash_add")]
 pub fn hs_request_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     request_created(
         Sock::<Direct>::at(argument!(context, 0)),
         RequestSock::<Direct>::at(argument!(context, 1)),
         Attach::Fentry,
     );
+    preempt::enable();
     0
 }
 
@@ -302,11 +305,13 @@ pub fn hs_request_kp(context: ProbeContext) -> u32 {
 /// A segment for a pending request.
 #[fentry(function = "tcp_check_req")]
 pub fn hs_check_req_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     segment_at_request(
         Sock::<Direct>::at(argument!(context, 0)),
         RequestSock::<Direct>::at(argument!(context, 2)),
         argument!(context, 1),
     );
+    preempt::enable();
     0
 }
 
@@ -325,6 +330,7 @@ pub fn hs_check_req_kp(context: ProbeContext) -> u32 {
 /// Listener, child and request in one call. `own_req` is 0 when another CPU won the race for the request.
 #[fentry(function = "inet_csk_complete_hashdance")]
 pub fn hs_child_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     if context.arg::<u32>(3) & 0xff != 0 {
         child_linked(
             Sock::<Direct>::at(argument!(context, 0)),
@@ -333,6 +339,7 @@ pub fn hs_child_fe(context: FEntryContext) -> i32 {
             Attach::Fentry,
         );
     }
+    preempt::enable();
     0
 }
 
@@ -358,12 +365,14 @@ pub fn hs_child_kp(context: ProbeContext) -> u32 {
 /// A child queued for Fast Open or from a cookie.
 #[fentry(function = "inet_csk_reqsk_queue_add")]
 pub fn hs_queue_add_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     child_added(
         Sock::<Direct>::at(argument!(context, 0)),
         RequestSock::<Direct>::at(argument!(context, 1)),
         Sock::<Direct>::at(argument!(context, 2)),
         Attach::Fentry,
     );
+    preempt::enable();
     0
 }
 

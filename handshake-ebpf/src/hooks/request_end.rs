@@ -27,6 +27,7 @@ use crate::{
     emit::{now_ns, submit},
     filter,
     kernel::{
+        preempt,
         read::{Copied, Direct, Memory},
         request_sock::RequestSock,
     },
@@ -167,7 +168,9 @@ fn timer_is_of(request: u64) -> bool {
 /// A SYN-ACK timer fires.
 #[fentry(function = "reqsk_timer_handler")]
 pub fn hs_req_timer_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     timer_fired(argument!(context, 0) as u64);
+    preempt::enable();
     0
 }
 
@@ -182,14 +185,18 @@ pub fn hs_req_timer_kp(context: ProbeContext) -> u32 {
 /// A request is dropped.
 #[fentry(function = "inet_csk_reqsk_queue_drop")]
 pub fn hs_req_drop_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     request_dropped(RequestSock::<Direct>::at(argument!(context, 1)), Attach::Fentry);
+    preempt::enable();
     0
 }
 
 /// A request is dropped (6.12 and later, where the timer calls this one).
 #[fentry(function = "__inet_csk_reqsk_queue_drop")]
 pub fn hs_req_drop2_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     request_dropped(RequestSock::<Direct>::at(argument!(context, 1)), Attach::Fentry);
+    preempt::enable();
     0
 }
 
@@ -204,14 +211,18 @@ pub fn hs_req_drop_kp(context: ProbeContext) -> u32 {
 /// An IPv4 request is freed.
 #[fentry(function = "tcp_v4_reqsk_destructor")]
 pub fn hs_req_end4_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     request_freed(RequestSock::<Direct>::at(argument!(context, 0)), Attach::Fentry);
+    preempt::enable();
     0
 }
 
 /// An IPv6 request is freed.
 #[fentry(function = "tcp_v6_reqsk_destructor")]
 pub fn hs_req_end6_fe(context: FEntryContext) -> i32 {
+    preempt::disable();
     request_freed(RequestSock::<Direct>::at(argument!(context, 0)), Attach::Fentry);
+    preempt::enable();
     0
 }
 

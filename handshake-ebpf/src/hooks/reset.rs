@@ -11,6 +11,7 @@ use super::argument;
 use crate::{
     emit::now_ns,
     kernel::{
+        preempt,
         read::{Direct, Memory},
         sock::Sock,
     },
@@ -46,13 +47,17 @@ fn reset_sent(socket: u64) {
 /// A RST was received.
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn hs_rst_received(context: BtfTracePointContext) -> i32 {
+    preempt::disable();
     reset_received(Sock::<Direct>::at(argument!(context, 0)));
+    preempt::enable();
     0
 }
 
 /// A RST is sent.
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn hs_rst_sent(context: BtfTracePointContext) -> i32 {
+    preempt::disable();
     reset_sent(argument!(context, 0) as u64);
+    preempt::enable();
     0
 }

@@ -16,6 +16,7 @@ use crate::{
     emit::{now_ns, submit},
     globals::offset,
     kernel::{
+        preempt,
         read::{Direct, Memory},
         request_sock::RequestSock,
         sock::Sock,
@@ -111,16 +112,20 @@ fn syn_ack_sent_again<M: Memory>(sender: Sock<M>, request: RequestSock<M>) {
 /// A segment is sent again.
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 pub fn hs_syn_rexmit(context: BtfTracePointContext) -> i32 {
+    preempt::disable();
     segment_sent_again(Sock::<Direct>::at(argument!(context, 0)));
+    preempt::enable();
     0
 }
 
 /// A SYN-ACK is sent again.
 #[btf_tracepoint(function = "tcp_retransmit_synack")]
 pub fn hs_synack_rexmit(context: BtfTracePointContext) -> i32 {
+    preempt::disable();
     syn_ack_sent_again(
         Sock::<Direct>::at(argument!(context, 0)),
         RequestSock::<Direct>::at(argument!(context, 1)),
     );
+    preempt::enable();
     0
 }

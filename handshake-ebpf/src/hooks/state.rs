@@ -22,6 +22,7 @@ use crate::{
     emit::{Slot, count, now_ns, submit},
     filter,
     kernel::{
+        preempt,
         read::{Direct, Memory},
         sock::Sock,
         task,
@@ -264,8 +265,10 @@ fn listener<M: Memory>(sock: Sock<M>, kind: EventKind) {
 /// Every change of state of every inet socket.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn hs_state(context: BtfTracePointContext) -> i32 {
+    preempt::disable();
     let (old, new) = (context.arg::<i32>(1), context.arg::<i32>(2));
     aya_log_ebpf::debug!(&context, "inet_sock_set_state {} -> {}", old, new);
     state_changes(Sock::<Direct>::at(argument!(context, 0)), old as u8, new as u8);
+    preempt::enable();
     0
 }

@@ -292,13 +292,18 @@ impl Btf {
 
     /// Every type of this name and one of these kinds, in the order of the file.
     fn named(&self, name: &str, kinds: &'static [u8]) -> impl Iterator<Item = Record> {
+        self.named_ids(name, kinds).map(|(_, record)| record)
+    }
+
+    /// The same, with their numbers.
+    fn named_ids(&self, name: &str, kinds: &'static [u8]) -> impl Iterator<Item = (u32, Record)> {
         let hash = u64::from(hash(name.as_bytes()));
         let first = self.names.partition_point(|entry| entry >> 32 < hash);
         self.names[first..]
             .iter()
             .take_while(move |entry| **entry >> 32 == hash)
-            .filter_map(|entry| self.record(*entry as u32).ok())
-            .filter(move |record| {
+            .filter_map(|entry| Some((*entry as u32, self.record(*entry as u32).ok()?)))
+            .filter(move |(_, record)| {
                 kinds.contains(&record.kind)
                     && self.is_named(record.name, name.as_bytes()).is_ok_and(|equal| equal)
             })

@@ -25,7 +25,9 @@ use super::{
     counters::KernelCounters,
     globals::{Globals, ring_bytes},
     hook_table::{HOOKS, Hook, LACKS_UNDER_LOCKDOWN, Place, Program, STATE_CHANGED, Way},
-    host, log_messages,
+    host,
+    kernel_calls::{self, Object},
+    log_messages,
     mib::MibReader,
     object::object,
     offsets::{self, ResolvedOffsets},
@@ -42,7 +44,7 @@ const FAILURES_THAT_CONDEMN_A_MODE: usize = 2;
 pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let bytes = object()?;
     let path = options.btf.clone().unwrap_or_else(|| BTF_OF_THE_KERNEL.into());
-    let (resolved, drop_reasons) = resolve(&path)?;
+    let (resolved, drop_reasons, object) = resolve(&path, bytes)?;
     let missing = host::missing_capabilities();
     if !missing.is_empty() {
         return Err(StartError::NoPrivilege(format!(
@@ -69,7 +71,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         told_reasons: drop_reasons.told(),
         ring_bytes,
     };
-    let mut ebpf = globals.load(bytes, &btf, cpus)?;
+    let mut ebpf = globals.load(object.as_bytes(), &btf, cpus)?;
     let mut counters = KernelCounters::map(&ebpf, cpus)?;
     let mut attacher = Attacher::new(&btf, options.attach, locked);
     let mut hooks = Vec::with_capacity(HOOKS.len());
@@ -127,7 +129,10 @@ fn refusal(problem: &str, btf: &std::path::Path) -> String {
     )
 }
 
-fn resolve(path: &std::path::Path) -> Result<(ResolvedOffsets, DropReasons), StartError> {
+fn resolve(
+    path: &std::path::Path,
+    object: &[u8],
+) -> Result<(ResolvedOffsets, DropReasons, Object), StartError> {
     if !path.exists() {
         return Err(StartError::Unsupported(format!(
             "{} does not exist: this kernel was built without BTF (CONFIG_DEBUG_INFO_BTF), so the places of its \
@@ -143,7 +148,7 @@ fn resolve(path: &std::path::Path) -> Result<(ResolvedOffsets, DropReasons), Sta
         )),
     })?;
     let offsets = offsets::resolve(&btf).map_err(|error| StartError::Unsupported(error.to_string()))?;
-    Ok((offsets, super::drop_reasons::of(&btf)))
+    Ok((offsets, super::drop_reasons::of(&btf), kernel_calls::resolve(object, &btf)))
 }
 
 fn attached(hooks: &[HookStatus], name: &str) -> Option<Attach> {

@@ -12,6 +12,7 @@ mod drop_reasons;
 mod globals;
 mod hook_table;
 mod host;
+mod kernel_calls;
 mod listener_owner;
 mod loader;
 mod log_messages;

@@ -75,6 +75,13 @@ impl Btf {
         self.named(name, &[kind::FUNC]).next().is_some()
     }
 
+    /// The number of a function's type; `None` when it is absent, or defined more than once.
+    pub fn func_id(&self, name: &str) -> Option<u32> {
+        let mut ids = self.named_ids(name, &[kind::FUNC]);
+        let (id, _) = ids.next()?;
+        ids.next().is_none().then_some(id)
+    }
+
     /// How many arguments a function has; `None` when it is absent, or defined twice and differently.
     pub fn func_args(&self, name: &str) -> Option<usize> {
         same(self.named(name, &[kind::FUNC]).map(|func| self.prototype_args(func.size_or_type)))
