@@ -267,16 +267,15 @@ fn report_end<M: Memory>(
         event.syn_retransmits = u16::from(retransmits);
     }
     // sock_ops could not tell the ISN when the SYN left. Where the kernel skipped our hook on it, a segment that came,
-    // one that was sent again, or a connect() that returned all the same shows that it did.
-    let syn_left = event.syn_sent_ns != 0
+    // one that was sent again, or a connect() that returned all the same shows that it did; where it skipped all of
+    // them, the numbers alone do.
+    let syn_left = open.is_none()
+        || event.syn_sent_ns != 0
         || event.answered_ns != 0
         || event.syn_retransmits != 0
         || bits & flags::CALL_RETURNED != 0;
     if new_state == TcpState::Closed as u8 && syn_left {
         sock.isn_of_unanswered_syn(&mut event.negotiated);
-        if event.endpoints.local_port == 0 && event.negotiated.known & known::LOCAL_ISN != 0 {
-            sock.ends_after_closed(&mut event.endpoints);
-        }
     }
     if new_state == TcpState::Established as u8 {
         sock.negotiated(&mut event.negotiated, true);
@@ -292,6 +291,9 @@ fn report_end<M: Memory>(
         if fast_open & FAST_OPEN_BITS != 0 {
             bits |= flags::FAST_OPEN;
         }
+    }
+    if event.endpoints.local_port == 0 && event.negotiated.known & known::LOCAL_ISN != 0 {
+        sock.ends_after_closed(&mut event.endpoints);
     }
     event.flags = bits;
     event.new_state = new_state;
