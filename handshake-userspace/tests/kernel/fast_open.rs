@@ -3,61 +3,168 @@
 //! What a reader would get wrong: with a cookie accept() returns the child before the final ACK, while it is in
 //! SYN-RECEIVED; so what is accepted first need not be ESTABLISHED first.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 
 use super::{
-    environment::{attach, has_probes, is_fit},
-    netns::{Netns, Pair, SERVER_V4},
-    record::{all_of, count},
-    traffic::{
-        finish, loopback_listener, reset, set_option, tcp_socket, until, wait_for_request, wait_for_state,
-    },
+    environment::{has_probes, is_fit},
+    netns::Netns,
+    record::{Record, all_of, count},
+    traffic::{loopback_listener, reset, set_option, tcp_socket, until},
     watch::Watch,
-    whole::expect_one_handshake,
+    whole::{AT_ONCE, LOOPBACK_MSS, Whole, expect_one_handshake},
 };
+
+const HERE: &str = "127.0.0.1";
+
+/// A namespace in which both ends may use Fast Open.
+fn willing() -> Netns {
+    let netns = Netns::new("t");
+    netns.set("ipv4/tcp_fastopen", "3");
+    netns
+}
+
+/// A listener that takes data with a SYN.
+fn fast_listener() -> (TcpListener, SocketAddr) {
+    let (listener, to) = loopback_listener();
+    set_option(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16);
+    (listener, to)
+}
+
+/// connect() that leaves the SYN to the first write once there is a cookie, and that write of one byte.
+fn connect_and_write(to: SocketAddr) -> Socket {
+    let client = tcp_socket();
+    set_option(&client, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
+    client.connect(&to.into()).expect("it returns, before any SYN left if there is a cookie");
+    client.send(b"x").expect("the SYN takes it along, or it follows");
+    client
+}
+
+/// accept(), and the wait for that byte: it has arrived before the connection ends.
+fn accept_and_read(listener: &TcpListener) -> TcpStream {
+    let accepted = listener.accept().expect("a child is queued").0;
+    assert_eq!(accepted.peek(&mut [0]).expect("one byte was sent"), 1);
+    accepted
+}
+
+fn port_of(socket: &Socket) -> u64 {
+    let local = socket.local_addr().expect("it is bound").as_socket();
+    u64::from(local.expect("it is an internet socket").port())
+}
+
+/// Both records of the connection from this local port.
+fn both_of(watch: &Watch, port: u16, local: u64) -> (Record, Record) {
+    let of = |role: &'static str, end: &'static str| {
+        watch.wait_for(&format!("the {role} of port {local}"), move |record| {
+            record.is(role, port) && record.number(end) == Some(local)
+        })
+    };
+    let (client, server) = (of("client", "local.port"), of("server", "remote.port"));
+    expect_one_handshake(&client, &server);
+    (client, server)
+}
+
+/// A client's whole record but for the call and what was agreed on.
+#[track_caller]
+fn client_of<'a>(client: &'a Record, netns: &Netns, port: u16, fast_open: &str) -> Whole<'a> {
+    client
+        .whole("client", "established", netns)
+        .ends(HERE, HERE, port)
+        .thread("hs-both")
+        .joined()
+        .within("latency_ns", AT_ONCE)
+        .answered(AT_ONCE)
+        .agreed_otherwise(LOOPBACK_MSS, LOOPBACK_MSS, fast_open)
+}
+
+/// The whole record of a server that took no data with the SYN.
+#[track_caller]
+fn plain_server(server: &Record, netns: &Netns, port: u16) {
+    server
+        .whole("server", "established", netns)
+        .ends(HERE, HERE, port)
+        .thread("hs-both")
+        .joined()
+        .agreed(LOOPBACK_MSS)
+        .served(AT_ONCE)
+        .within("phases.accept_ns", AT_ONCE)
+        .queued(1..=1, 128..=4096)
+        .flags(&[])
+        .nothing_else();
+}
+
+/// The whole record of a server that took data with the SYN: no round trip, for the child was there before the ACK.
+#[track_caller]
+fn fast_server(server: &Record, netns: &Netns, port: u16) {
+    server
+        .whole("server", "established", netns)
+        .ends(HERE, HERE, port)
+        .thread("hs-both")
+        .joined()
+        .agreed(LOOPBACK_MSS)
+        .within("latency_ns", AT_ONCE)
+        .within("phases.accept_ns", AT_ONCE)
+        .number("retransmits.syn_ack", 0)
+        .number("retransmits.waited_ns", 0)
+        .also(has_probes(), |whole| {
+            whole
+                .within("phases.synack_ns", 0..=500)
+                .within("phases.ack_ns", AT_ONCE)
+                .number("retransmits.syn_seen", 1)
+        })
+        .queued(1..=1, 128..=4096)
+        .flags(if has_probes() { &["fast_open"] } else { &[] })
+        .nothing_else();
+}
 
 #[test]
 fn fast_open_is_told_from_the_first_connection_to_the_one_with_data() {
     if !is_fit("fast_open_is_told_from_the_first_connection_to_the_one_with_data") {
         return;
     }
-    let netns = Netns::new("t");
-    netns.set("ipv4/tcp_fastopen", "3");
+    let netns = willing();
     let watch = Watch::begin();
     let (port, locals) = netns.on_thread("hs-both", || {
-        let (listener, to) = loopback_listener();
-        set_option(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16);
+        let (listener, to) = fast_listener();
         let locals = [(); 2].map(|()| {
-            let client = tcp_socket();
-            set_option(&client, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
-            client.connect(&to.into()).expect("it returns before any SYN left");
-            client.send(b"x").expect("the SYN takes it along once there is a cookie");
-            let accepted = listener.accept().expect("a child is queued").0;
-            let local = client.local_addr().expect("it is bound").as_socket().expect("it is IPv4").port();
-            // The data has arrived before the connection ends.
-            let _ = accepted.peek(&mut [0]).expect("one byte was sent");
-            local
+            let client = connect_and_write(to);
+            drop(accept_and_read(&listener));
+            port_of(&client)
         });
         (to.port(), locals)
     });
-    for (nth, local) in locals.into_iter().enumerate() {
-        let of = |role: &'static str, end: &'static str| {
-            watch.wait_for(&format!("the {role} of connection {nth}"), move |record| {
-                record.is(role, port) && record.number(end) == Some(u64::from(local))
-            })
-        };
-        let (client, server) = (of("client", "local.port"), of("server", "remote.port"));
-        client.expect_text("outcome", "established").expect_text("process.comm", "hs-both");
-        server.expect_text("outcome", "established").expect_text("process.comm", "hs-both");
-        if attach() != "tracepoint" {
-            client.expect_flag("fast_open");
-            assert_eq!(server.has_flag("fast_open"), nth == 1, "only the second SYN has a cookie: {server}");
-        }
-        assert_eq!(client.text("id"), server.text("id"), "{client}\n{server}");
-        server.expect_present("phases.accept_ns").expect_absent("evidence");
+    let (client, server) = both_of(&watch, port, locals[0]);
+    client_of(&client, &netns, port, "requested").called_and_returned().flags(&["fast_open"]).nothing_else();
+    plain_server(&server, &netns, port);
+    // The second connect() returned at once and sent nothing: until the write, time is the application's.
+    let (client, server) = both_of(&watch, port, locals[1]);
+    client_of(&client, &netns, port, "data_accepted").flags(&["fast_open", "non_blocking"]).nothing_else();
+    fast_server(&server, &netns, port);
+    let records = all_of(watch.end(), &netns);
+    assert_eq!((count(&records, "client"), count(&records, "server")), (2, 2), "{records:?}");
+}
+
+#[test]
+fn data_that_a_server_does_not_take_with_the_syn_is_sent_and_not_accepted() {
+    if !is_fit("data_that_a_server_does_not_take_with_the_syn_is_sent_and_not_accepted") {
+        return;
     }
+    let netns = willing();
+    let watch = Watch::begin();
+    let (port, local) = netns.on_thread("hs-both", || {
+        // A cookie is good for all ports of an address, and the second listener does not care for it.
+        let (willing, to) = fast_listener();
+        let first = connect_and_write(to);
+        drop((accept_and_read(&willing), first));
+        let (unwilling, to) = loopback_listener();
+        let client = connect_and_write(to);
+        drop(accept_and_read(&unwilling));
+        (to.port(), port_of(&client))
+    });
+    let (client, server) = both_of(&watch, port, local);
+    client_of(&client, &netns, port, "data_sent").flags(&["fast_open", "non_blocking"]).nothing_else();
+    plain_server(&server, &netns, port);
     let records = all_of(watch.end(), &netns);
     assert_eq!((count(&records, "client"), count(&records, "server")), (2, 2), "{records:?}");
 }
@@ -67,26 +174,35 @@ fn sendmsg_with_fast_open_is_an_active_open_too() {
     if !is_fit("sendmsg_with_fast_open_is_an_active_open_too") {
         return;
     }
-    let netns = Netns::new("t");
-    netns.set("ipv4/tcp_fastopen", "3");
+    let netns = willing();
     let watch = Watch::begin();
-    let port = netns.on_thread("hs-sendmsg", || {
-        let (listener, to) = loopback_listener();
-        let client = tcp_socket();
-        let sent = client.send_to_with_flags(b"x", &to.into(), libc::MSG_FASTOPEN);
-        // Without a cookie the data waits for the handshake; a blocking call does too.
-        assert_eq!(sent.expect("it connects and sends"), 1);
-        drop(listener.accept().expect("a child is queued"));
-        to.port()
+    let (port, locals) = netns.on_thread("hs-both", || {
+        let (listener, to) = fast_listener();
+        let locals = [(); 2].map(|()| {
+            let client = tcp_socket();
+            let sent = client.send_to_with_flags(b"x", &to.into(), libc::MSG_FASTOPEN);
+            // Without a cookie the data waits for the handshake; a blocking call does too.
+            assert_eq!(sent.expect("it connects and sends"), 1);
+            drop(accept_and_read(&listener));
+            port_of(&client)
+        });
+        (to.port(), locals)
     });
-    watch
-        .wait_for_end("client", port)
-        .expect_text("outcome", "established")
-        .expect_text("process.comm", "hs-sendmsg")
-        .expect_present("latency_ns");
-    watch.wait_for_end("server", port).expect_text("outcome", "established");
+    // There is no connect() whose return could be seen.
+    let (client, server) = both_of(&watch, port, locals[0]);
+    client_of(&client, &netns, port, "requested")
+        .within("phases.local_ns", AT_ONCE)
+        .flags(&["fast_open"])
+        .nothing_else();
+    plain_server(&server, &netns, port);
+    let (client, server) = both_of(&watch, port, locals[1]);
+    client_of(&client, &netns, port, "data_accepted")
+        .within("phases.local_ns", AT_ONCE)
+        .flags(&["fast_open"])
+        .nothing_else();
+    fast_server(&server, &netns, port);
     let records = all_of(watch.end(), &netns);
-    assert_eq!((count(&records, "client"), count(&records, "server")), (1, 1), "{records:?}");
+    assert_eq!((count(&records, "client"), count(&records, "server")), (2, 2), "{records:?}");
 }
 
 #[test]
@@ -95,18 +211,12 @@ fn a_fast_open_child_accepted_before_it_is_established_has_one_record() {
     if !is_fit("a_fast_open_child_accepted_before_it_is_established_has_one_record") {
         return;
     }
-    let netns = Netns::new("t");
-    netns.set("ipv4/tcp_fastopen", "3");
+    let netns = willing();
     let watch = Watch::begin();
-    let port = netns.on_thread("hs-fast", || {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is up");
-        let to = listener.local_addr().expect("it has an address");
-        set_option(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16);
+    let port = netns.on_thread("hs-both", || {
+        let (listener, to) = fast_listener();
         for _ in 0..CONNECTIONS {
-            let client = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be made");
-            set_option(&client, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
-            client.connect(&to.into()).expect("it returns before any SYN left");
-            client.send(b"x").expect("the SYN takes data along, once there is a cookie");
+            let client = connect_and_write(to);
             let accepted = listener.accept().expect("a child is queued").0;
             // A child that was reset goes to CLOSED without FIN, and so is destroyed at once.
             reset(accepted);
@@ -119,12 +229,11 @@ fn a_fast_open_child_accepted_before_it_is_established_has_one_record() {
         records.into_iter().filter(|record| record.is("server", port)).collect::<Vec<_>>()
     };
     until("every connection has its record", || servers().len() >= CONNECTIONS);
-    let records = watch.end();
-    let servers: Vec<_> = records.iter().filter(|record| record.is("server", port)).collect();
-    assert_eq!(servers.len(), CONNECTIONS);
-    for record in servers {
-        record.expect_text("outcome", "established").expect_text("process.comm", "hs-fast");
-    }
+    let records = all_of(watch.end(), &netns);
+    assert_eq!((count(&records, "client"), count(&records, "server")), (CONNECTIONS, CONNECTIONS));
+    let mut servers = records.iter().filter(|record| record.is("server", port));
+    plain_server(servers.next().expect("there are fifty"), &netns, port);
+    servers.for_each(|server| fast_server(server, &netns, port));
 }
 
 #[test]

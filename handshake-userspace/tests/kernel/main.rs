@@ -9,12 +9,15 @@
 
 mod accept_queue;
 mod active_open;
+mod agreed;
 mod bounds;
 mod btf_file;
 mod canary;
+mod crossing;
 mod drops;
 mod earlier_connection;
 mod environment;
+mod fails_at_once;
 mod fast_open;
 mod filters;
 mod forbidden;
@@ -42,6 +45,7 @@ mod suspend;
 mod syn_flood;
 mod tally;
 mod throughput;
+mod time_wait;
 mod tracer;
 mod traffic;
 mod unseen_accept;

@@ -3,29 +3,33 @@
 //! What a reader would get wrong: a request that dies half open leaves no socket behind, so only probes see
 //! it; in tracepoint mode its absence is what is asserted.
 
-use std::net::SocketAddr;
+use std::{io::Write as _, net::TcpStream};
 
 use super::{
-    environment::{attach, has_probes, is_fit},
-    netns::{Pair, SERVER_V4},
-    peer::Server,
+    environment::{has_probes, is_fit},
+    netns::{CLIENT_V4, Pair, SERVER_V4},
+    record::{Record, all_of},
     tracer::Tracer,
-    traffic::{SYN_SENT, connect_without_waiting, finish, until, wait_for_request, wait_for_state},
+    traffic::{accept_in, finish, half_open, listen_in, reset, until, wait_for_no_request},
     watch::Watch,
+    whole::{AT_ONCE, ETHERNET_MSS, expect_one_handshake},
 };
 
-/// A listener, and a client whose SYN arrived while nothing comes back.
-fn half_open(pair: &Pair) -> (Server, socket2::Socket) {
-    pair.server_reaches_client(false);
-    let server = Server::start(&pair.server, "0.0.0.0:0");
-    let to: SocketAddr = format!("{SERVER_V4}:{}", server.port).parse().expect("an address");
-    let socket = pair.client.on_thread("hs-client", || {
-        let socket = connect_without_waiting(to);
-        wait_for_state(to.port(), SYN_SENT);
-        socket
-    });
-    pair.server.on_thread("hs-wait", || wait_for_request(server.port));
-    (server, socket)
+/// The whole record of a client that closed its socket in SYN-SENT.
+#[track_caller]
+fn expect_cancelled(client: &Record, pair: &Pair, port: u16) {
+    client
+        .whole("client", "cancelled", &pair.client)
+        .evidence("closed_in_syn_sent", None)
+        .number("evidence.syns", 1)
+        .ends(CLIENT_V4, SERVER_V4, port)
+        .thread("hs-client")
+        .present("isn.local")
+        .within("phases.local_ns", AT_ONCE)
+        .within("failed_after_ns", AT_ONCE)
+        .syns(0)
+        .flags(&["non_blocking"])
+        .nothing_else();
 }
 
 #[test]
@@ -36,31 +40,34 @@ fn unanswered_syn_acks_time_out() {
     let pair = Pair::new();
     pair.server.set("ipv4/tcp_synack_retries", "1");
     let watch = Watch::begin();
-    let (server, socket) = half_open(&pair);
+    let (listener, to, socket) = half_open(&pair);
     // The client must not keep the request alive with further SYNs.
     drop(socket);
     pair.client_reaches_server(false);
+    expect_cancelled(&watch.wait_for_end("client", to.port()), &pair, to.port());
     if has_probes() {
         watch
-            .wait_for_end("server", server.port)
-            .expect_text("outcome", "timed_out")
-            .expect_text("evidence.kind", "syn_ack_timeout")
-            .expect_number("retransmits.syn_ack", 1)
-            .expect_number("evidence.syn_acks", 2)
-            .expect_absent("latency_ns")
-            .expect_absent("phases.ack_ns");
+            .wait_for_end("server", to.port())
+            .whole("server", "timed_out", &pair.server)
+            .evidence("syn_ack_timeout", None)
+            .number("evidence.syn_acks", 2)
+            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .thread("hs-listen")
+            .joined()
+            .within("phases.synack_ns", 0..=500)
+            // After one second it was sent again, and two more the kernel waited for an answer.
+            .within("failed_after_ns", 2_900..=5_000)
+            .number("retransmits.syn_ack", 1)
+            .number("retransmits.syn_seen", 1)
+            .within("retransmits.waited_ns", 900..=1_500)
+            .flags(&[])
+            .nothing_else();
     } else {
-        pair.server.on_thread("hs-wait", || {
-            let end = format!(":{:04X} ", server.port);
-            until("the request is gone", || {
-                let text = std::fs::read_to_string("/proc/thread-self/net/tcp").expect("it can be read");
-                !text.lines().any(|line| line.contains(&end) && line.contains(" 03 "))
-            });
-        });
+        pair.server.on_thread("hs-wait", || wait_for_no_request(to.port()));
     }
-    let records = watch.end();
-    let servers = records.iter().filter(|record| record.is("server", server.port)).count();
-    assert_eq!(servers, usize::from(has_probes()), "{records:?}");
+    let servers = all_of(watch.end(), &pair.server);
+    assert_eq!(servers.len(), usize::from(has_probes()), "{servers:?}");
+    drop(listener);
 }
 
 #[test]
@@ -104,19 +111,99 @@ fn a_client_that_is_gone_resets_the_half_open_request() {
     }
     let pair = Pair::new();
     let watch = Watch::begin();
-    let (server, socket) = half_open(&pair);
+    let (listener, to, socket) = half_open(&pair);
     drop(socket);
     // The next SYN-ACK finds no socket and is answered by a RST.
     pair.server_reaches_client(true);
-    watch.wait_for_end("client", server.port).expect_text("outcome", "cancelled");
+    expect_cancelled(&watch.wait_for_end("client", to.port()), &pair, to.port());
     if has_probes() {
         watch
-            .wait_for_end("server", server.port)
-            .expect_text("outcome", "reset")
-            .expect_text("evidence.kind", "reset_received")
-            .expect_absent("latency_ns");
+            .wait_for_end("server", to.port())
+            .whole("server", "reset", &pair.server)
+            .evidence("reset_received", None)
+            .number("evidence.syn_acks", 2)
+            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .thread("hs-listen")
+            .joined()
+            .within("phases.synack_ns", 0..=500)
+            .within("failed_after_ns", 900..=1_700)
+            .number("retransmits.syn_ack", 1)
+            .number("retransmits.syn_seen", 1)
+            .within("retransmits.waited_ns", 900..=1_500)
+            .flags(&[])
+            .nothing_else();
+    } else {
+        pair.server.on_thread("hs-wait", || wait_for_no_request(to.port()));
     }
-    watch.end();
+    let servers = all_of(watch.end(), &pair.server);
+    assert_eq!(servers.len(), usize::from(has_probes()), "{servers:?}");
+    drop(listener);
+}
+
+#[test]
+fn connections_that_either_end_closes_are_no_failures() {
+    if !is_fit("connections_that_either_end_closes_are_no_failures") {
+        return;
+    }
+    let pair = Pair::new();
+    let watch = Watch::begin();
+    let (listener, to) = listen_in(&pair.server, 128);
+    let made = |end: fn(TcpStream, TcpStream)| {
+        let client = pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
+        let accepted = accept_in(&pair.server, &listener);
+        end(client, accepted);
+    };
+    // Either end first, by FIN and by RST; after shutdown(); with data that nobody reads, which makes close() a RST.
+    made(|client, accepted| drop((client, accepted)));
+    made(|client, accepted| drop((accepted, client)));
+    made(|client, accepted| {
+        reset(client);
+        drop(accepted);
+    });
+    made(|client, accepted| {
+        reset(accepted);
+        drop(client);
+    });
+    made(|client, accepted| {
+        let _ = client.shutdown(std::net::Shutdown::Both);
+        drop((client, accepted));
+    });
+    made(|mut client, accepted| {
+        client.write_all(b"nobody reads this").expect("it is connected");
+        until("the data arrived", || matches!(accepted.peek(&mut [0]), Ok(1)));
+        drop((accepted, client));
+    });
+    drop(listener);
+    let records = watch.end();
+    let (clients, servers) = (all_of(records.clone(), &pair.client), all_of(records, &pair.server));
+    assert_eq!((clients.len(), servers.len()), (6, 6), "one record each, and none of an end: {servers:?}");
+    for client in &clients {
+        client
+            .whole("client", "established", &pair.client)
+            .ends(CLIENT_V4, SERVER_V4, to.port())
+            .thread("hs-client")
+            .joined()
+            .agreed(ETHERNET_MSS)
+            .within("latency_ns", AT_ONCE)
+            .answered(AT_ONCE)
+            .called_and_returned()
+            .flags(&[])
+            .nothing_else();
+        let server = servers.iter().find(|server| server.get("id") == client.get("id"));
+        let server = server.unwrap_or_else(|| panic!("no other end: {client}"));
+        expect_one_handshake(client, server);
+        server
+            .whole("server", "established", &pair.server)
+            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .thread("hs-server")
+            .joined()
+            .agreed(ETHERNET_MSS)
+            .served(AT_ONCE)
+            .within("phases.accept_ns", AT_ONCE)
+            .queued(1..=1, 128..=128)
+            .flags(&[])
+            .nothing_else();
+    }
 }
 
 #[test]
@@ -125,36 +212,16 @@ fn a_syn_sent_before_the_tracer_and_filtered_by_port_is_left_out() {
         return;
     }
     let pair = Pair::new();
-    let (mut server, socket) = half_open(&pair);
+    let (listener, to, socket) = half_open(&pair);
     // Its beginning was not seen, and of its end the hooks can't say whether the filter wants it.
-    let tracer = Tracer::start(&["--role", "client", "--port", &server.port.to_string()]);
+    let tracer = Tracer::start(&["--role", "client", "--port", &to.port().to_string()]);
     pair.server_reaches_client(true);
-    server.accept();
     finish(&socket).expect("the SYN-ACK is sent again");
-    let to: SocketAddr = format!("{SERVER_V4}:{}", server.port).parse().expect("an address");
-    let later = pair.client.on_thread("hs-client", || std::net::TcpStream::connect(to).expect("it listens"));
+    let first = accept_in(&pair.server, &listener);
+    let later = pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
     let port = u64::from(later.local_addr().expect("it is bound").port());
     tracer.wait_for("the later connection", |record| record.number("local.port") == Some(port));
     let records = tracer.stop();
-    assert_eq!(records.iter().filter(|record| record.is("client", server.port)).count(), 1, "{records:?}");
-}
-
-#[test]
-fn a_request_older_than_the_tracer_is_marked_as_seen_late() {
-    if !is_fit("a_request_older_than_the_tracer_is_marked_as_seen_late") {
-        return;
-    }
-    let pair = Pair::new();
-    let (mut server, socket) = half_open(&pair);
-    let tracer = Tracer::start(&[]);
-    pair.server_reaches_client(true);
-    server.accept();
-    finish(&socket).expect("the SYN-ACK is sent again");
-    let record = tracer.wait_for_end("server", server.port);
-    record.expect_text("outcome", "established").expect_flag("seen_late");
-    record.expect_number("process.pid", server.pid()).expect_absent("phases.synack_ns");
-    if attach() == "tracepoint" {
-        record.expect_absent("latency_ns");
-    }
-    tracer.stop();
+    assert_eq!(records.iter().filter(|record| record.is("client", to.port())).count(), 1, "{records:?}");
+    drop((listener, first));
 }

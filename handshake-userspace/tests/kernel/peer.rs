@@ -55,6 +55,11 @@ impl Server {
         writeln!(self.orders, "accept").expect("the peer listens to orders");
     }
 
+    /// Ends it as nobody can prevent.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the peer runs");
+    }
+
     /// Closes the listener.
     pub fn close(&mut self) {
         writeln!(self.orders, "close").expect("the peer listens to orders");

@@ -12,7 +12,10 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::environment::patience;
+use super::{
+    environment::patience,
+    netns::{Netns, Pair, SERVER_V4},
+};
 
 /// A socket that has called connect() and not waited.
 pub fn connect_without_waiting(to: SocketAddr) -> Socket {
@@ -74,6 +77,19 @@ pub fn wait_for_state(remote_port: u16, state: u8) {
     });
 }
 
+/// Waits until the SYN to a port was sent again: the kernel counts that in the same table.
+pub fn wait_for_syn_again(remote_port: u16) {
+    let end = format!(":{remote_port:04X} {SYN_SENT:02X} ");
+    until("the SYN was sent again", || {
+        std::fs::read_to_string("/proc/thread-self/net/tcp").is_ok_and(|text| {
+            text.lines().filter(|line| line.contains(&end)).any(|line| {
+                let again = line.split_whitespace().nth(6).unwrap_or("0");
+                u32::from_str_radix(again, 16).is_ok_and(|count| count > 0)
+            })
+        })
+    });
+}
+
 /// Half-open requests are listed in SYN-RECEIVED under the listener's port.
 pub fn wait_for_request(port: u16) {
     let end = format!(":{port:04X} ");
@@ -109,4 +125,50 @@ pub fn loopback_listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is up");
     let to = listener.local_addr().expect("it has an address");
     (listener, to)
+}
+
+/// A listener of this process in a server's namespace, opened by a thread `hs-listen`, and where clients find it.
+pub fn listen_in(netns: &Netns, backlog: i32) -> (TcpListener, SocketAddr) {
+    netns.on_thread("hs-listen", || {
+        let socket = tcp_socket();
+        socket.bind(&SocketAddr::from(([0, 0, 0, 0], 0)).into()).expect("a port is free");
+        socket.listen(backlog).expect("it can listen");
+        let listener = TcpListener::from(socket);
+        let port = listener.local_addr().expect("it is bound").port();
+        (listener, format!("{SERVER_V4}:{port}").parse().expect("an address"))
+    })
+}
+
+/// Such a listener, and a client `hs-client` whose SYN arrived while nothing comes back.
+pub fn half_open(pair: &Pair) -> (TcpListener, SocketAddr, Socket) {
+    pair.server_reaches_client(false);
+    let (listener, to) = listen_in(&pair.server, 128);
+    let socket = pair.client.on_thread("hs-client", || connect_without_waiting(to));
+    pair.server.on_thread("hs-wait", || wait_for_request(to.port()));
+    (listener, to, socket)
+}
+
+/// Such a listener, and a connection of `hs-client` that waits for accept().
+pub fn queued(pair: &Pair) -> (TcpListener, SocketAddr, TcpStream) {
+    let (listener, to) = listen_in(&pair.server, 128);
+    let stream = pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
+    let port = stream.local_addr().expect("it is bound").port();
+    // The client's end is ESTABLISHED one segment before the server's.
+    pair.server.on_thread("hs-wait", || wait_for_state(port, ESTABLISHED));
+    (listener, to, stream)
+}
+
+/// accept() by a thread `hs-server`.
+pub fn accept_in(netns: &Netns, listener: &TcpListener) -> TcpStream {
+    netns.on_thread("hs-server", || listener.accept().expect("a child is queued").0)
+}
+
+/// Waits until no request of a listener is half open any more.
+pub fn wait_for_no_request(port: u16) {
+    let end = format!(":{port:04X} ");
+    let state = format!(" {SYN_RECEIVED:02X} ");
+    until("the requests are gone", || {
+        let text = std::fs::read_to_string("/proc/thread-self/net/tcp").expect("it can be read");
+        !text.lines().any(|line| line.contains(&end) && line.contains(&state))
+    });
 }

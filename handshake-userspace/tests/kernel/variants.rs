@@ -1,5 +1,5 @@
 //! Handshakes that options, sysctls and chance lead along other ways through the kernel: cookies,
-//! TCP_DEFER_ACCEPT, simultaneous open, TIME-WAIT, repair, SO_REUSEPORT.
+//! TCP_DEFER_ACCEPT, a listener that closes, SO_REUSEPORT, repair, RST at once.
 //!
 //! What a reader would get wrong: a variant is as real a handshake as any other. It has exactly one record at
 //! each end, and what can't be known of it is absent.
@@ -15,13 +15,39 @@ use socket2::SockRef;
 use super::{
     environment::{has_probes, is_fit},
     netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
-    record::{all_of, count},
-    traffic::{
-        connect_without_waiting, finish, loopback_listener, reset, set_option, tcp_socket, until,
-        wait_for_request,
-    },
+    record::{Record, all_of, count},
+    traffic::{finish, half_open, loopback_listener, reset, set_option, tcp_socket, until},
     watch::Watch,
+    whole::{AT_ONCE, LOOPBACK_MSS, Whole, expect_one_handshake},
 };
+
+const HERE: &str = "127.0.0.1";
+const LARGEST_MSS_OF_A_COOKIE: u64 = 1_460;
+
+/// A client's whole record of an undisturbed connection on loopback, but for its flags.
+#[track_caller]
+fn client_of<'a>(client: &'a Record, netns: &Netns, port: u16, thread: &str) -> Whole<'a> {
+    client
+        .whole("client", "established", netns)
+        .ends(HERE, HERE, port)
+        .thread(thread)
+        .joined()
+        .agreed(LOOPBACK_MSS)
+        .within("latency_ns", AT_ONCE)
+        .answered(AT_ONCE)
+        .called_and_returned()
+}
+
+/// What a server's record of a connection on loopback has, whichever way it came about.
+#[track_caller]
+fn server_of<'a>(server: &'a Record, netns: &Netns, port: u16, thread: &str) -> Whole<'a> {
+    server
+        .whole("server", "established", netns)
+        .ends(HERE, HERE, port)
+        .thread(thread)
+        .joined()
+        .agreed(LOOPBACK_MSS)
+}
 
 #[test]
 fn a_connection_from_a_syn_cookie_has_a_server_record_without_invented_times() {
@@ -37,21 +63,21 @@ fn a_connection_from_a_syn_cookie_has_a_server_record_without_invented_times() {
         drop(listener.accept().expect("a child is queued"));
         to.port()
     });
-    let client = watch.wait_for_end("client", port);
-    let server = watch.wait_for_end("server", port);
-    client.expect_text("outcome", "established");
+    let (client, server) = (watch.wait_for_end("client", port), watch.wait_for_end("server", port));
+    client_of(&client, &netns, port, "hs-both").flags(&[]).nothing_else();
+    // Of the SYN nothing was kept: no time from which a latency could be, and no count; and of its MSS only which of
+    // the four sizes that a cookie has room for comes next below (net/ipv4/syncookies.c).
     server
-        .expect_text("outcome", "established")
-        .expect_text("process.comm", "hs-both")
-        .expect_absent("rtt_ns")
-        .expect_absent("phases.synack_ns")
-        .expect_absent("phases.ack_ns")
-        .expect_absent("retransmits.syn_ack")
-        .expect_present("phases.accept_ns");
-    if has_probes() {
-        server.expect_flag("syn_cookie");
-    }
-    assert_eq!(client.text("id"), server.text("id"), "{client}\n{server}");
+        .whole("server", "established", &netns)
+        .ends(HERE, HERE, port)
+        .thread("hs-both")
+        .joined()
+        .agreed_otherwise(LARGEST_MSS_OF_A_COOKIE, LOOPBACK_MSS, "none")
+        .within("phases.accept_ns", AT_ONCE)
+        .queued(1..=1, 128..=4_096)
+        .flags(if has_probes() { &["syn_cookie"] } else { &[] })
+        .nothing_else();
+    expect_one_handshake(&client, &server);
     let records = all_of(watch.end(), &netns);
     assert_eq!((count(&records, "client"), count(&records, "server")), (1, 1), "{records:?}");
 }
@@ -73,119 +99,26 @@ fn tcp_defer_accept_waits_for_data_and_says_so() {
         drop(listener.accept().expect("a child is queued"));
         to.port()
     });
-    watch
-        .wait_for_end("client", port)
-        .expect_text("outcome", "established")
-        .expect_within("latency_ns", 0..=100);
-    let server = watch.wait_for_end("server", port);
-    server
-        .expect_text("outcome", "established")
-        .expect_text("process.comm", "hs-both")
-        .expect_absent("rtt_ns")
-        .expect_absent("kernel_rtt_us")
-        .expect_within("latency_ns", 140..=900);
-    if has_probes() {
-        server.expect_flag("defer_accept");
-    }
+    let (client, server) = (watch.wait_for_end("client", port), watch.wait_for_end("server", port));
+    client_of(&client, &netns, port, "hs-both").flags(&[]).nothing_else();
+    // The ACK that counts is the one that came with data.
+    server_of(&server, &netns, port, "hs-both")
+        .within("latency_ns", 140..=900)
+        .number("retransmits.syn_ack", 0)
+        .number("retransmits.waited_ns", 0)
+        .also(has_probes(), |whole| {
+            whole
+                .within("phases.synack_ns", 0..=500)
+                .within("phases.ack_ns", 140..=900)
+                .number("retransmits.syn_seen", 1)
+        })
+        .within("phases.accept_ns", AT_ONCE)
+        .queued(1..=1, 128..=4_096)
+        .flags(if has_probes() { &["defer_accept"] } else { &[] })
+        .nothing_else();
+    expect_one_handshake(&client, &server);
     let records = all_of(watch.end(), &netns);
     assert_eq!((count(&records, "client"), count(&records, "server")), (1, 1), "{records:?}");
-}
-
-#[test]
-fn two_syns_that_cross_are_one_handshake_at_each_end() {
-    if !is_fit("two_syns_that_cross_are_one_handshake_at_each_end") {
-        return;
-    }
-    let pair = Pair::new();
-    let watch = Watch::begin();
-    // Both SYNs are sent into the void; the second ones meet.
-    pair.client_reaches_server(false);
-    pair.server_reaches_client(false);
-    let open = |netns: &Netns, own: &str, other: &str| {
-        let (own, other): (SocketAddr, SocketAddr) =
-            (own.parse().expect("an address"), other.parse().expect("an address"));
-        netns.on_thread("hs-crossing", move || {
-            let socket = tcp_socket();
-            socket.set_reuse_address(true).expect("it can be set");
-            socket.bind(&own.into()).expect("the port is free");
-            socket.set_nonblocking(true).expect("it can be set");
-            let error = socket.connect(&other.into()).expect_err("it is non-blocking");
-            assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::INPROGRESS.raw_os_error()));
-            socket
-        })
-    };
-    let (one, other) = (format!("{CLIENT_V4}:6001"), format!("{SERVER_V4}:6002"));
-    let first = open(&pair.client, &one, &other);
-    let second = open(&pair.server, &other, &one);
-    pair.client_reaches_server(true);
-    pair.server_reaches_client(true);
-    pair.client.on_thread("hs-wait", || finish(&first).expect("they cross"));
-    pair.server.on_thread("hs-wait", || finish(&second).expect("they cross"));
-    let of = |netns: &Netns| {
-        let inode = netns.inode();
-        watch.wait_for("the end of a simultaneous open", move |record| {
-            record.text("kind") == Some("handshake") && record.number("netns") == Some(inode)
-        })
-    };
-    let (one, other) = (of(&pair.client), of(&pair.server));
-    for record in [&one, &other] {
-        record.expect_text("outcome", "established").expect_text("process.comm", "hs-crossing");
-    }
-    // One of the second SYNs is sent first. Its receiver answers from SYN-SENT; if its own SYN has not left by
-    // then, the other end meets a SYN-ACK and is a client like any other.
-    let crossed = [&one, &other].into_iter().filter(|record| record.text("role") == Some("simultaneous"));
-    assert!(crossed.clone().count() >= 1, "{one}\n{other}");
-    for record in crossed {
-        record.expect_flag("simultaneous_open").expect_absent("rtt_ns");
-    }
-    assert_eq!(one.text("id"), other.text("id"), "{one}\n{other}");
-    let records = watch.end();
-    for netns in [&pair.client, &pair.server] {
-        let records = all_of(records.clone(), netns);
-        assert_eq!(records.len(), 1, "one record at each end: {records:?}");
-    }
-}
-
-#[test]
-fn a_port_in_time_wait_is_used_again_at_both_ends() {
-    if !is_fit("a_port_in_time_wait_is_used_again_at_both_ends") {
-        return;
-    }
-    let netns = Netns::new("w");
-    netns.set("ipv4/tcp_tw_reuse", "1");
-    netns.set("ipv4/ip_local_port_range", "41000 41000");
-    let watch = Watch::begin();
-    let port = netns.on_thread("hs-both", || {
-        let listener = TcpListener::bind("127.0.0.1:7100").expect("the port is free here");
-        let to = listener.local_addr().expect("it has an address");
-        for nth in 0..2 {
-            let client = TcpStream::connect(to).expect("the port in TIME-WAIT is used again");
-            let accepted = listener.accept().expect("a child is queued").0;
-            // Who closes first keeps TIME-WAIT: the client's side.
-            drop(client);
-            until("the FIN arrived", || matches!(accepted.peek(&mut [0]), Ok(0)));
-            drop(accepted);
-            if nth == 0 {
-                // Timestamps of one second apart make it certain that the old connection is over (RFC 6191).
-                std::thread::sleep(Duration::from_millis(1_100));
-            }
-        }
-        to.port()
-    });
-    let ends = |role: &'static str| {
-        until("both connections have their records", || {
-            watch.records().iter().filter(|record| record.is(role, port)).count() == 2
-        });
-        watch.records().into_iter().filter(|record| record.is(role, port)).collect::<Vec<_>>()
-    };
-    let (clients, servers) = (ends("client"), ends("server"));
-    for record in clients.iter().chain(&servers) {
-        record.expect_text("outcome", "established").expect_text("process.comm", "hs-both");
-    }
-    assert_eq!(clients[0].number("local.port"), clients[1].number("local.port"));
-    assert_ne!(clients[0].text("id"), clients[1].text("id"));
-    assert_ne!(clients[0].text("key"), clients[1].text("key"));
-    watch.end();
 }
 
 #[test]
@@ -194,32 +127,48 @@ fn a_listener_that_closes_with_a_request_pending_has_told_of_it() {
         return;
     }
     let pair = Pair::new();
-    // Without migration (5.14) the request dies with its listener, at its next timer or segment.
     let watch = Watch::begin();
-    pair.server_reaches_client(false);
-    let (listener, to) = pair.server.on_thread("hs-listen", || {
-        let listener = TcpListener::bind("0.0.0.0:0").expect("a port is free");
-        let port = listener.local_addr().expect("it is bound").port();
-        (listener, format!("{SERVER_V4}:{port}").parse::<SocketAddr>().expect("an address"))
-    });
-    let socket = pair.client.on_thread("hs-client", || connect_without_waiting(to));
-    pair.server.on_thread("hs-wait", || wait_for_request(to.port()));
+    let (listener, to, socket) = half_open(&pair);
+    // Without migration (5.14) the request dies with its listener, at its next timer or segment.
     drop(listener);
     pair.server_reaches_client(true);
     // The client's next SYN finds nobody and is refused.
     pair.client.on_thread("hs-client", || finish(&socket).expect_err("nobody listens any more"));
-    watch.wait_for_end("client", to.port()).expect_text("outcome", "refused");
+    let client = watch.wait_for_end("client", to.port());
+    client
+        .whole("client", "refused", &pair.client)
+        .evidence("reset_received", Some("ECONNREFUSED"))
+        .number("evidence.syns", 2)
+        .ends(CLIENT_V4, SERVER_V4, to.port())
+        .thread("hs-client")
+        .present("isn.local")
+        .within("phases.local_ns", AT_ONCE)
+        .within("phases.wire_ns", 950..=1_700)
+        .within("failed_after_ns", 950..=1_700)
+        .syns(1)
+        .within("retransmits.waited_ns", 950..=1_400)
+        .flags(&["non_blocking"])
+        .nothing_else();
     if has_probes() {
         let server = watch.wait_for_end("server", to.port());
         server
-            .expect_text("outcome", "cancelled")
-            .expect_text("evidence.kind", "listener_closed")
-            .expect_text("process.comm", "hs-listen")
-            .expect_absent("latency_ns");
+            .whole("server", "cancelled", &pair.server)
+            .evidence("listener_closed", None)
+            .number("evidence.syn_acks", 1)
+            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .thread("hs-listen")
+            .joined()
+            .within("phases.synack_ns", 0..=500)
+            .within("failed_after_ns", 900..=1_700)
+            .number("retransmits.syn_ack", 0)
+            .number("retransmits.waited_ns", 0)
+            .number_in("retransmits.syn_seen", 1..=2)
+            .flags(&[])
+            .nothing_else();
+        assert_eq!(client.get("isn.local"), server.get("isn.remote"), "{client}\n{server}");
     }
-    let records = watch.end();
-    let servers = records.iter().filter(|record| record.is("server", to.port())).count();
-    assert_eq!(servers, usize::from(has_probes()), "{records:?}");
+    let servers = all_of(watch.end(), &pair.server);
+    assert_eq!(servers.len(), usize::from(has_probes()), "{servers:?}");
 }
 
 #[test]
@@ -259,14 +208,24 @@ fn each_listener_of_a_reuseport_group_accepts_its_own() {
         watch.records().iter().filter(|record| record.is("server", port)).count() >= CONNECTIONS
     });
     let records = watch.end();
-    let of = |name: &str| {
-        records
-            .iter()
-            .filter(|record| record.is("server", port) && record.text("process.comm") == Some(name))
-            .count()
-    };
-    assert_eq!(of("hs-one") + of("hs-two"), CONNECTIONS, "{records:?}");
+    let servers: Vec<_> = records.iter().filter(|record| record.is("server", port)).collect();
+    assert_eq!(servers.len(), CONNECTIONS, "{records:?}");
+    let of = |name: &str| servers.iter().filter(|record| record.text("process.comm") == Some(name)).count();
     assert!(of("hs-one") > 0 && of("hs-two") > 0, "both took some");
+    for server in servers {
+        let acceptor = server.text("process.comm").filter(|name| ["hs-one", "hs-two"].contains(name));
+        server_of(server, &netns, port, acceptor.unwrap_or_else(|| panic!("one of the two: {server}")))
+            .served(AT_ONCE)
+            .within("phases.accept_ns", AT_ONCE)
+            .queued(1..=CONNECTIONS as u64, 64..=64)
+            .flags(&[])
+            .nothing_else();
+        let client =
+            records.iter().find(|record| record.is("client", port) && record.get("id") == server.get("id"));
+        let client = client.unwrap_or_else(|| panic!("no other end: {server}"));
+        client_of(client, &netns, port, "hs-client").flags(&[]).nothing_else();
+        expect_one_handshake(client, server);
+    }
 }
 
 #[test]
@@ -286,15 +245,16 @@ fn a_socket_under_repair_is_no_handshake_on_the_wire() {
         socket.connect(&peer.into()).expect("under repair nobody has to be there");
         assert_eq!(SockRef::from(&socket).peer_addr().expect("it is ESTABLISHED").as_socket(), Some(peer));
     });
-    let record = watch.wait_for_end("client", 6101);
-    record
-        .expect_text("outcome", "established")
-        .expect_flag("repair")
-        .expect_absent("latency_ns")
-        .expect_absent("rtt_ns")
-        .expect_absent("phases.wire_ns")
-        .expect_absent("id");
-    watch.end();
+    // Nothing was exchanged, so there is nothing but who did it, and with whom in mind.
+    watch
+        .wait_for_end("client", 6101)
+        .whole("client", "established", &netns)
+        .ends(HERE, HERE, 6101)
+        .number("local.port", 6100)
+        .thread("hs-repair")
+        .flags(&["repair"])
+        .nothing_else();
+    assert_eq!(all_of(watch.end(), &netns).len(), 1);
 }
 
 #[test]
@@ -326,7 +286,17 @@ fn a_client_that_resets_at_once_is_established_and_then_accepted() {
     keys.sort_unstable();
     keys.dedup();
     assert_eq!(keys.len(), 2 * CONNECTIONS, "no two lives of one address share a record");
-    for record in &records {
-        record.expect_text("outcome", "established").expect_text("process.comm", "hs-both");
+    for server in records.iter().filter(|record| record.is("server", port)) {
+        server_of(server, &netns, port, "hs-both")
+            .served(AT_ONCE)
+            .within("phases.accept_ns", AT_ONCE)
+            .queued(1..=1, 128..=4_096)
+            .flags(&["reset_in_queue"])
+            .nothing_else();
+        let client =
+            records.iter().find(|record| record.is("client", port) && record.get("id") == server.get("id"));
+        let client = client.unwrap_or_else(|| panic!("no other end: {server}"));
+        client_of(client, &netns, port, "hs-both").flags(&[]).nothing_else();
+        expect_one_handshake(client, server);
     }
 }
