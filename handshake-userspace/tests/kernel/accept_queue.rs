@@ -207,6 +207,33 @@ fn a_rst_in_the_accept_queue_does_not_undo_the_handshake() {
 }
 
 #[test]
+fn a_child_that_was_reset_and_whose_listener_closes_was_never_accepted() {
+    if !is_fit("a_child_that_was_reset_and_whose_listener_closes_was_never_accepted") {
+        return;
+    }
+    let pair = Pair::new();
+    let watch = Watch::begin();
+    let (mut server, stream) = queued_at(&pair);
+    reset(stream);
+    pair.server.on_thread("hs-wait", || {
+        let end = format!(":{:04X} ", server.port);
+        until("the RST arrived", || {
+            std::fs::read_to_string("/proc/thread-self/net/tcp")
+                .is_ok_and(|text| !text.lines().any(|line| line.contains(&end) && line.contains(" 01 ")))
+        });
+    });
+    server.close();
+    let record = watch.wait_for_end("server", server.port);
+    child(&record, "never_accepted", &pair, server.port)
+        .evidence("child_destroyed", None)
+        .number("evidence.syn_acks", 1)
+        .also(has_probes(), |whole| whole.process(server.pid(), "hs-server"))
+        .flags(&["reset_in_queue"])
+        .nothing_else();
+    assert_eq!(all_of(watch.end(), &pair.server).len(), 1);
+}
+
+#[test]
 fn an_accept_that_finds_nothing_is_no_handshake() {
     const CALLS: usize = 1_000;
     if !is_fit("an_accept_that_finds_nothing_is_no_handshake") {

@@ -230,4 +230,15 @@ fn a_filter_by_remote_network_keeps_connections_to_and_from_it() {
         })
     };
     both_ends(&["--remote", "127.9.9.0/24"], || connection(&netns, "hs-c", "hs-s"), elsewhere, &["client"]);
+    // A network of IPv4 means mapped addresses too (::ffff:127.9.9.9).
+    let mapped = || {
+        netns.on_thread("hs-both", || {
+            let listener = TcpListener::bind("[::]:0").expect("loopback is up");
+            let port = listener.local_addr().expect("it has an address").port();
+            let _stream = TcpStream::connect(format!("[::ffff:127.9.9.9]:{port}")).expect("it listens");
+            drop(listener.accept().expect("a child is queued"));
+            port
+        })
+    };
+    both_ends(&["--remote", "127.9.9.0/24"], || connection(&netns, "hs-c", "hs-s"), mapped, &["client"]);
 }

@@ -1,172 +1,170 @@
-//! `id`: both ends of a connection compute the same one, and no two connections the same.
+//! Whose a handshake is, and when it was: descriptors that are used again, names that lie, a tracer that was late.
 //!
-//! What a reader would get wrong: nothing but the two ISNs is in it, so two networks with the same addresses, and a
-//! balancer that rewrites them, don't matter; a record that joins another one than its peer's would be a lie.
+//! What a reader would get wrong: a process chooses its own name, byte by byte, and a descriptor is a number that means
+//! another socket a moment later. Neither may ever decide what a record says.
 
 use std::{
-    collections::HashMap,
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::Barrier,
+    os::fd::AsRawFd as _,
+    time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use rustix::process::Signal;
 
 use super::{
-    environment::{has_probes, is_fit},
-    netns::{CLIENT_V4, Pair, SERVER_V4, SERVER_V6},
-    record::Record,
-    traffic::{set_option, until},
+    environment::is_fit,
+    netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
+    record::{Record, all_of},
+    tracer::Tracer,
+    traffic::{accept_in, listen_in, loopback_listener},
     watch::Watch,
-    whole::expect_one_handshake,
+    whole::{AT_ONCE, ETHERNET_MSS, LOOPBACK_MSS, expect_one_handshake},
 };
 
-const CONNECTIONS: usize = 1_000;
-
-/// The handshakes of some namespaces.
-fn of(mut records: Vec<Record>, inodes: &[u64]) -> Vec<Record> {
-    records.retain(|record| {
-        record.text("kind") == Some("handshake")
-            && record.number("netns").is_some_and(|netns| inodes.contains(&netns))
-    });
-    records
-}
-
-/// Groups records by `id` alone.
-fn by_id(records: &[Record]) -> HashMap<String, Vec<Record>> {
-    let mut joined = HashMap::<String, Vec<Record>>::new();
-    for record in records {
-        let id = record.text("id").unwrap_or_else(|| panic!("no id: {record}"));
-        joined.entry(id.to_owned()).or_default().push(record.clone());
-    }
-    joined
-}
-
-/// A client's and a server's record with one id; gives both.
-#[track_caller]
-fn expect_two_ends(ends: &[Record]) -> (&Record, &Record) {
-    let of = |role: &str| ends.iter().filter(|record| record.text("role") == Some(role)).collect::<Vec<_>>();
-    let (clients, servers) = (of("client"), of("server"));
-    assert_eq!((clients.len(), servers.len(), ends.len()), (1, 1, 2), "{ends:?}");
-    let (client, server) = (clients[0], servers[0]);
-    expect_one_handshake(client, server);
-    let isn = |end: &str| client.number(end).expect("it is known");
-    let (one, other) = (isn("isn.local"), isn("isn.remote"));
-    client.expect_text("id", &format!("{:08x}{:08x}", one.min(other), one.max(other)));
-    for record in [client, server] {
-        record.expect_plainly_established().expect_present("process.comm").expect_present("latency_ns");
-    }
-    client.expect_number("retransmits.syn", 0).expect_present("phases.wire_ns");
-    server.expect_number("retransmits.syn_ack", 0).expect_present("phases.accept_ns");
-    if has_probes() {
-        server.expect_number("retransmits.syn_seen", 1).expect_present("accept_queue.limit");
-    } else {
-        server.expect_none_of(&[
-            "retransmits.syn_seen",
-            "phases.synack_ns",
-            "phases.ack_ns",
-            "rtt_ns",
-            "accept_queue",
-        ]);
-    }
-    (client, server)
-}
-
-/// A thousand connections over veth; every id is there exactly twice.
-fn a_thousand(listen: &str, to: &str, flags: &[&str]) {
-    let pair = Pair::new();
-    let watch = Watch::begin();
-    let listener =
-        pair.server.on_thread("hs-listen", || TcpListener::bind(listen).expect("the address is free"));
-    let port = listener.local_addr().expect("it is bound").port();
-    let to: SocketAddr = format!("{to}:{port}").parse().expect("an address");
-    pair.client.on_thread("hs-client", || {
-        for _ in 0..CONNECTIONS {
-            // An AF_INET6 socket where the address is a mapped one.
-            let client = TcpStream::connect(to).expect("it listens");
-            drop((client, listener.accept().expect("a child is queued")));
-        }
-    });
-    let inodes = [pair.client.inode(), pair.server.inode()];
-    until("both records of every connection", || of(watch.records(), &inodes).len() >= 2 * CONNECTIONS);
-    let records = of(watch.end(), &inodes);
-    let joined = by_id(&records);
-    assert_eq!((joined.len(), records.len()), (CONNECTIONS, 2 * CONNECTIONS));
-    for ends in joined.values() {
-        let (client, server) = expect_two_ends(ends);
-        client.expect_number("netns", inodes[0]).expect_flags_are(flags);
-        server.expect_number("netns", inodes[1]).expect_flags_are(flags);
-    }
-}
-
 #[test]
-fn both_ends_of_a_thousand_ipv4_connections_have_one_id() {
-    if is_fit("both_ends_of_a_thousand_ipv4_connections_have_one_id") {
-        a_thousand("0.0.0.0:0", SERVER_V4, &[]);
-    }
-}
-
-#[test]
-fn both_ends_of_a_thousand_ipv6_connections_have_one_id() {
-    if is_fit("both_ends_of_a_thousand_ipv6_connections_have_one_id") {
-        a_thousand("[::]:0", &format!("[{SERVER_V6}]"), &[]);
-    }
-}
-
-#[test]
-fn both_ends_of_a_thousand_connections_to_a_mapped_address_have_one_id() {
-    if is_fit("both_ends_of_a_thousand_connections_to_a_mapped_address_have_one_id") {
-        a_thousand("[::]:0", &format!("[::ffff:{SERVER_V4}]"), &["v4_mapped"]);
-    }
-}
-
-#[test]
-fn networks_with_the_same_addresses_and_ports_share_no_id() {
-    const EACH: u16 = 100;
-    const PORT: u16 = 7_000;
-    if !is_fit("networks_with_the_same_addresses_and_ports_share_no_id") {
+fn a_descriptor_that_was_a_clients_and_is_an_accepted_ones_now_is_told_as_that() {
+    if !is_fit("a_descriptor_that_was_a_clients_and_is_an_accepted_ones_now_is_told_as_that") {
         return;
     }
-    // Two networks that know nothing of each other, and have the same two addresses.
-    let pairs = [Pair::new(), Pair::new()];
+    let netns = Netns::new("f");
     let watch = Watch::begin();
-    let together = Barrier::new(pairs.len());
-    std::thread::scope(|scope| {
-        for pair in &pairs {
-            let together = &together;
-            scope.spawn(move || {
-                let listener = pair.server.on_thread("hs-listen", || {
-                    TcpListener::bind((SERVER_V4, PORT)).expect("the port is free in this namespace")
-                });
-                pair.client.on_thread("hs-client", || {
-                    for number in 0..EACH {
-                        let client =
-                            Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket");
-                        set_option(&client, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
-                        let from: SocketAddr =
-                            format!("{CLIENT_V4}:{}", 20_000 + number).parse().expect("ours");
-                        let to: SocketAddr = format!("{SERVER_V4}:{PORT}").parse().expect("an address");
-                        client.bind(&from.into()).expect("the port is free in this namespace");
-                        together.wait();
-                        client.connect(&to.into()).expect("it listens");
-                        drop((listener.accept().expect("a child is queued"), client));
-                    }
-                });
-            });
-        }
+    let (elsewhere, port) = netns.on_thread("hs-both", || {
+        let (other, elsewhere) = loopback_listener();
+        let (listener, to) = loopback_listener();
+        let client = TcpStream::connect(to).expect("it listens");
+        // Whose descriptor is free again is the first that the next socket gets.
+        let outbound = TcpStream::connect(elsewhere).expect("it listens");
+        let descriptor = outbound.as_raw_fd();
+        drop(outbound);
+        let accepted = listener.accept().expect("a child is queued").0;
+        assert_eq!(accepted.as_raw_fd(), descriptor, "the number is used again");
+        drop((other, client));
+        (elsewhere.port(), to.port())
     });
-    let inodes = pairs.each_ref().map(|pair| [pair.client.inode(), pair.server.inode()]);
-    let all = usize::from(EACH) * pairs.len();
-    let told = || of(watch.records(), inodes.as_flattened());
-    until("both records of every connection", || told().len() >= 2 * all);
-    let records = of(watch.end(), inodes.as_flattened());
-    let joined = by_id(&records);
-    assert_eq!((joined.len(), records.len()), (all, 2 * all));
-    let mut same_ends = HashMap::<String, usize>::new();
-    for ends in joined.values() {
-        let (client, server) = expect_two_ends(ends);
-        let netns = |record: &Record| record.number("netns").expect("it is known");
-        assert!(inodes.contains(&[netns(client), netns(server)]), "ends of two networks: {client}\n{server}");
-        *same_ends.entry(client.get("local").expect("it is known").to_string()).or_default() += 1;
+    let (outbound, server) = (watch.wait_for_end("client", elsewhere), watch.wait_for_end("server", port));
+    for (record, role, port) in [(&outbound, "client", elsewhere), (&server, "server", port)] {
+        let whole = record
+            .whole(role, "established", &netns)
+            .ends("127.0.0.1", "127.0.0.1", port)
+            .thread("hs-both")
+            .joined()
+            .agreed(LOOPBACK_MSS)
+            .flags(&[]);
+        match role {
+            "client" => whole.within("latency_ns", AT_ONCE).answered(AT_ONCE).called_and_returned(),
+            _ => whole.served(AT_ONCE).within("phases.accept_ns", AT_ONCE).queued(1..=1, 128..=4_096),
+        }
+        .nothing_else();
     }
-    assert!(same_ends.values().all(|count| *count == pairs.len()), "the ports were the same: {same_ends:?}");
+    expect_one_handshake(&watch.wait_for_end("client", port), &server);
+    watch.end();
+}
+
+#[test]
+fn a_name_that_would_write_to_a_terminal_is_shown_harmless() {
+    if !is_fit("a_name_that_would_write_to_a_terminal_is_shown_harmless") {
+        return;
+    }
+    let netns = Netns::new("n");
+    let watch = Watch::begin();
+    let port = netns.on_thread("hs-both", || {
+        // Red, a line of its own, and the order of letters reversed.
+        std::fs::write("/proc/thread-self/comm", "\u{1b}[31m\rx\u{202e}y").expect("a thread can be named");
+        let (listener, to) = loopback_listener();
+        let client = TcpStream::connect(to).expect("it listens");
+        drop((listener.accept().expect("a child is queued"), client));
+        to.port()
+    });
+    for role in ["client", "server"] {
+        let record = watch.wait_for_end(role, port);
+        record.expect_text("process.comm", r"\u{1b}[31m\u{d}x\u{202e}y");
+    }
+    watch.end();
+}
+
+#[test]
+fn another_thread_than_the_listeners_owner_accepts_and_is_named() {
+    if !is_fit("another_thread_than_the_listeners_owner_accepts_and_is_named") {
+        return;
+    }
+    let pair = Pair::new();
+    let watch = Watch::begin();
+    let (listener, to) = listen_in(&pair.server, 128);
+    let mut tids = Vec::new();
+    for name in ["hs-first", "hs-second"] {
+        let stream = pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
+        let port = u64::from(stream.local_addr().expect("it is bound").port());
+        let tid = pair.server.on_thread(name, || {
+            drop(listener.accept().expect("a child is queued"));
+            rustix::thread::gettid().as_raw_nonzero().get()
+        });
+        let server = watch.wait_for("the server's record", |record| {
+            record.is("server", to.port()) && record.number("remote.port") == Some(port)
+        });
+        server
+            .whole("server", "established", &pair.server)
+            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .thread(name)
+            .number("process.tid", u64::try_from(tid).expect("it is no negative number"))
+            .joined()
+            .agreed(ETHERNET_MSS)
+            .served(AT_ONCE)
+            .within("phases.accept_ns", AT_ONCE)
+            .queued(1..=1, 128..=128)
+            .flags(&[])
+            .nothing_else();
+        tids.push(tid);
+        drop(stream);
+    }
+    assert_ne!(tids[0], tids[1]);
+    assert_eq!(all_of(watch.end(), &pair.server).len(), 2);
+}
+
+#[test]
+fn a_tracer_that_reads_late_tells_the_times_at_which_things_happened() {
+    const LATE: Duration = Duration::from_millis(1_500);
+    if !is_fit("a_tracer_that_reads_late_tells_the_times_at_which_things_happened") {
+        return;
+    }
+    let pair = Pair::new();
+    let tracer = Tracer::start(&["--netns", pair.client.name(), "--netns", pair.server.name()]);
+    tracer.signal(Signal::STOP);
+    let (listener, to) = listen_in(&pair.server, 128);
+    let connection = |to: SocketAddr, listener: &TcpListener| {
+        let stream = pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
+        drop((accept_in(&pair.server, listener), stream));
+    };
+    connection(to, &listener);
+    // Nobody reads for a second and a half; the second connection is made at the end of it.
+    std::thread::sleep(LATE);
+    connection(to, &listener);
+    tracer.signal(Signal::CONT);
+    let of = |role: &str| {
+        super::traffic::until("both connections have their records", || {
+            tracer.records().iter().filter(|record| record.is(role, to.port())).count() == 2
+        });
+        tracer.records().into_iter().filter(|record| record.is(role, to.port())).collect::<Vec<_>>()
+    };
+    let (clients, servers) = (of("client"), of("server"));
+    for (client, server) in clients.iter().zip(&servers) {
+        client
+            .expect_plainly_established()
+            .expect_within("latency_ns", AT_ONCE)
+            .expect_within("rtt_ns", AT_ONCE);
+        server.expect_plainly_established().expect_within("latency_ns", AT_ONCE);
+        server.expect_within("phases.accept_ns", AT_ONCE).expect_flags_are(&[]);
+        expect_one_handshake(client, server);
+    }
+    for records in [&clients, &servers] {
+        let apart = seconds(&records[1]) - seconds(&records[0]);
+        assert!(apart >= LATE.as_secs_f64() && apart < 5.0, "{apart} s: {records:?}");
+    }
+    tracer.stop();
+}
+
+/// Seconds within the hour.
+fn seconds(record: &Record) -> f64 {
+    let time = record.text("time").expect("every record has its time");
+    let part = |range: std::ops::Range<usize>| time[range].parse::<f64>().expect("it is a number");
+    part(14..16) * 60.0 + part(17..29)
 }

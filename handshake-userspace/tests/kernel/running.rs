@@ -13,7 +13,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::environment::{attach, patience, program};
+use super::environment::{attach, patience, patience_at_start, program};
 
 /// What is made of the records.
 pub trait Records: Default + Send + 'static {
@@ -68,8 +68,11 @@ impl<R: Records> Running<R> {
         listen(out, &heard, |heard, line| heard.records.take(line));
         listen(err, &heard, |heard, line| heard.log.push(line.to_owned()));
         let running = Running { child, heard };
-        running.until(0, "hooks are attached", |heard| {
-            heard.log.iter().any(|line| line.starts_with("tracing")).then_some(())
+        running.until_in(patience_at_start(), 0, "hooks are attached", |heard| {
+            let attached = heard.log.iter().any(|line| line.starts_with("tracing"));
+            // One that ended instead has said why.
+            assert!(attached || heard.ended < 2, "the program ended at its start: {:#?}", heard.log);
+            attached.then_some(())
         });
         running
     }
@@ -93,7 +96,18 @@ impl<R: Records> Running<R> {
     /// Waits until something was heard; the first few records are not shown if that is in vain.
     #[track_caller]
     pub fn until<T>(&self, first: usize, what: &str, done: impl Fn(&Heard<R>) -> Option<T>) -> T {
-        let deadline = Instant::now() + patience();
+        self.until_in(patience(), first, what, done)
+    }
+
+    #[track_caller]
+    fn until_in<T>(
+        &self,
+        patience: Duration,
+        first: usize,
+        what: &str,
+        done: impl Fn(&Heard<R>) -> Option<T>,
+    ) -> T {
+        let deadline = Instant::now() + patience;
         let mut heard = self.heard();
         loop {
             if let Some(result) = done(&heard) {
