@@ -12,11 +12,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     environment::{has_probes, is_fit, skip},
-    netns::{Pair, SERVER_V4},
+    netns::{CLIENT_V4, Pair, SERVER_V4},
     record::{Record, all_of},
     traffic::{connect_without_waiting, finish, tcp_socket, until},
     watch::Watch,
-    whole::expect_one_handshake,
+    whole::{AT_ONCE, ETHERNET_MSS, expect_one_handshake},
 };
 
 /// Enough connections that each of two listeners gets some.
@@ -101,13 +101,27 @@ fn children_that_move_to_another_listener_are_accepted_there() {
     let accepted = accept_all(&pair, &second, "hs-heir", CONNECTIONS);
     for (client, server) in ends(&watch, &pair, to.port()) {
         server
-            .expect_plainly_established()
-            .expect_thread("hs-heir")
-            .expect_number("retransmits.syn_ack", 0)
-            .expect_present("phases.accept_ns")
-            .expect_present("latency_ns")
-            .expect_flags_are(&[]);
-        client.expect_plainly_established().expect_flags_are(&[]);
+            .whole("server", "established", &pair.server)
+            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .thread("hs-heir")
+            .joined()
+            .agreed(ETHERNET_MSS)
+            .served(AT_ONCE)
+            .within("phases.accept_ns", 0..=5_000)
+            .queued(1..=CONNECTIONS as u64, 64..=64)
+            .flags(&[])
+            .nothing_else();
+        client
+            .whole("client", "established", &pair.client)
+            .ends(CLIENT_V4, SERVER_V4, to.port())
+            .thread("hs-client")
+            .joined()
+            .agreed(ETHERNET_MSS)
+            .within("latency_ns", AT_ONCE)
+            .answered(AT_ONCE)
+            .called_and_returned()
+            .flags(&[])
+            .nothing_else();
         expect_one_handshake(&client, &server);
     }
     let records = watch.end();
@@ -161,19 +175,41 @@ fn a_half_open_request_that_moves_to_another_listener_is_one_handshake() {
     let accepted = accept_all(&pair, &second, "hs-heir", CONNECTIONS);
     for (client, server) in ends(&watch, &pair, to.port()) {
         server
-            .expect_plainly_established()
-            .expect_thread("hs-heir")
-            .expect_within("latency_ns", 900..=20_000)
-            .expect_flags_are(&[])
-            .expect_absent("rtt_ns");
-        if has_probes() {
-            server
-                .expect_within("phases.synack_ns", 0..=500)
-                .expect_within("phases.ack_ns", 900..=20_000)
-                .expect_within("retransmits.waited_ns", 900..=20_000);
-            assert!(server.number("retransmits.syn_ack").is_some_and(|again| again >= 1), "{server}");
-        }
-        client.expect_plainly_established().expect_flags_are(&["non_blocking"]);
+            .whole("server", "established", &pair.server)
+            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .thread("hs-heir")
+            .joined()
+            .agreed(ETHERNET_MSS)
+            .within("latency_ns", 900..=20_000)
+            .number_in("retransmits.syn_ack", 1..=6)
+            .also(has_probes(), |whole| {
+                whole
+                    .within("phases.synack_ns", 0..=500)
+                    .within("phases.ack_ns", 900..=20_000)
+                    .within("retransmits.waited_ns", 900..=20_000)
+                    .number_in("retransmits.syn_seen", 1..=6)
+            })
+            .within("phases.accept_ns", 0..=5_000)
+            .queued(1..=CONNECTIONS as u64, 64..=64)
+            .flags(&[])
+            .nothing_else();
+        let again = client.number("retransmits.syn");
+        client
+            .whole("client", "established", &pair.client)
+            .ends(CLIENT_V4, SERVER_V4, to.port())
+            .thread("hs-client")
+            .joined()
+            .agreed(ETHERNET_MSS)
+            .within("latency_ns", 900..=20_000)
+            .within("phases.wire_ns", 900..=20_000)
+            .within("phases.local_ns", AT_ONCE)
+            .number_in("retransmits.syn", 0..=6)
+            .also(again == Some(0), |whole| {
+                whole.number("retransmits.waited_ns", 0).within("rtt_ns", 900..=20_000)
+            })
+            .also(again != Some(0), |whole| whole.within("retransmits.waited_ns", 900..=20_000))
+            .flags(&["non_blocking"])
+            .nothing_else();
         expect_one_handshake(&client, &server);
     }
     watch.end();

@@ -354,3 +354,31 @@ pub fn expect_one_handshake(client: &Record, server: &Record) {
     assert_eq!(client.get("isn.local"), server.get("isn.remote"), "{client}\n{server}");
     assert_eq!(client.get("isn.remote"), server.get("isn.local"), "{client}\n{server}");
 }
+
+#[test]
+fn a_field_that_nobody_asked_for_is_a_failure() {
+    let record = Record(serde_json::json!({
+        "attach": "fentry", "latency_ns": 5, "phases": { "wire_ns": 5 }, "flags": []
+    }));
+    let whole = || Whole { record: &record, asked: BTreeSet::new(), seen_by: vec!["fentry"] };
+    let fails = |ask: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(ask)).is_err();
+    let asked = || whole().within("latency_ns", 0..=1).flags(&[]);
+    asked().within("phases.wire_ns", 0..=1).nothing_else();
+    assert!(fails(&|| asked().nothing_else()), "phases.wire_ns was not asked for");
+    assert!(fails(&|| asked().within("phases.wire_ns", 0..=1).seen_by(&["kprobe"]).nothing_else()));
+}
+
+#[test]
+fn a_record_that_does_not_add_up_is_a_failure() {
+    for wrong in [
+        serde_json::json!({ "latency_ns": 5, "phases": { "wire_ns": 6 } }),
+        serde_json::json!({ "latency_ns": 5, "phases": { "synack_ns": 3, "ack_ns": 3 } }),
+        serde_json::json!({ "failed_after_ns": 5, "retransmits": { "waited_ns": 6 } }),
+        serde_json::json!({ "latency_ns": 5, "rtt_ns": 4, "phases": { "wire_ns": 5 } }),
+        serde_json::json!({ "evidence": { "syns": 2 }, "retransmits": { "syn": 0 } }),
+    ] {
+        let record = Record(wrong);
+        let add_up = std::panic::AssertUnwindSafe(|| record.expect_to_add_up());
+        assert!(std::panic::catch_unwind(add_up).is_err(), "{record}");
+    }
+}
