@@ -343,7 +343,7 @@ fn threads_that_waited_in_accept_before_us_lose_no_connection() {
     });
     threads.into_iter().for_each(|thread| thread.join().expect("an acceptor does not panic"));
     let port = to.port();
-    let all = |records: &[super::record::Record], role: &str| {
+    let all = |records: &[Record], role: &str| {
         records.iter().filter(|record| record.is(role, port)).cloned().collect::<Vec<_>>()
     };
     until("every connection has both records", || {

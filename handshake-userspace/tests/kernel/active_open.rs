@@ -1,4 +1,4 @@
-//! Active opens: made, refused, unanswered, closed in SYN-SENT, asked about again and again.
+//! Active opens: made, refused, asked about again and again. Who gives up is in `giving_up`.
 //!
 //! What a reader would get wrong: latencies are asserted against what the scenario imposes (netem delays, the
 //! kernel's timers) and not against another measurement.
@@ -12,10 +12,7 @@ use super::{
     netns::{CLIENT_V4, CLIENT_V6, Netns, Pair, SERVER_V4, SERVER_V6},
     peer::Server,
     record::{Record, all_of},
-    traffic::{
-        SYN_SENT, accept_in, connect_without_waiting, finish, listen_in, until, wait_for_state,
-        wait_for_syn_again,
-    },
+    traffic::{SYN_SENT, accept_in, connect_without_waiting, finish, listen_in, until, wait_for_state},
     watch::Watch,
     whole::{AT_ONCE, ETHERNET_MSS, LOOPBACK_MSS, LOOPBACK_V6_MSS, expect_one_handshake},
 };
@@ -316,76 +313,6 @@ fn a_closed_port_refuses_by_rst() {
     let records = watch.end();
     assert_eq!(all_of(records.clone(), &pair.client).len(), 3, "{records:?}");
     assert_eq!(all_of(records, &pair.server), [], "a refusal is nobody's passive open");
-}
-
-#[test]
-fn unanswered_syns_time_out() {
-    if !is_fit("unanswered_syns_time_out") {
-        return;
-    }
-    let pair = Pair::new();
-    pair.nobody_has("192.0.2.77");
-    pair.client.set("ipv4/tcp_syn_retries", "1");
-    let watch = Watch::begin();
-    let to: SocketAddr = NOBODY.parse().expect("an address");
-    pair.client.on_thread("hs-client", || TcpStream::connect(to).expect_err("nobody answers"));
-    let record = watch.wait_for_end("client", to.port());
-    // One retry before 6.5, two since (tcp_syn_linear_timeouts).
-    let again = record.number("retransmits.syn").expect("SYNs are counted");
-    assert!((1..=2).contains(&again), "{record}");
-    record
-        .whole("client", "timed_out", &pair.client)
-        .evidence("retransmit_timeout", Some("ETIMEDOUT"))
-        .number("evidence.syns", again + 1)
-        .ends(CLIENT_V4, "192.0.2.77", to.port())
-        .thread("hs-client")
-        .present("isn.local")
-        // The kernel gave up: after 3 s, whether it tried twice or three times.
-        .within("failed_after_ns", 2_900..=5_000)
-        .within("phases.local_ns", AT_ONCE)
-        .syns(again)
-        .within("retransmits.waited_ns", again * 950..=again * 1_000 + 1_500)
-        .flags(&[])
-        .nothing_else();
-    watch.end();
-}
-
-#[test]
-fn a_socket_closed_in_syn_sent_is_cancelled() {
-    if !is_fit("a_socket_closed_in_syn_sent_is_cancelled") {
-        return;
-    }
-    let pair = Pair::new();
-    pair.nobody_has("192.0.2.77");
-    let watch = Watch::begin();
-    let to: SocketAddr = NOBODY.parse().expect("an address");
-    for again in [0, 1] {
-        let port = pair.client.on_thread("hs-client", || {
-            let socket = connect_without_waiting(to);
-            wait_for_state(to.port(), SYN_SENT);
-            if again == 1 {
-                wait_for_syn_again(to.port());
-            }
-            u64::from(socket.local_addr().expect("it is bound").as_socket().expect("it is IPv4").port())
-        });
-        watch
-            .wait_for("the cancelled connect()", |record| {
-                record.is("client", to.port()) && record.number("local.port") == Some(port)
-            })
-            .whole("client", "cancelled", &pair.client)
-            .evidence("closed_in_syn_sent", None)
-            .number("evidence.syns", 1 + again)
-            .ends(CLIENT_V4, "192.0.2.77", to.port())
-            .thread("hs-client")
-            .present("isn.local")
-            .within("failed_after_ns", again * 950..=again * 1_000 + 900)
-            .within("phases.local_ns", AT_ONCE)
-            .syns(again)
-            .also(again == 1, |whole| whole.within("retransmits.waited_ns", 950..=1_500))
-            .flags(&["non_blocking"])
-            .nothing_else();
-    }
-    watch.end();
 }
 
 #[test]

@@ -3,7 +3,10 @@
 //! What a reader would get wrong: a connect() that returned EINPROGRESS because SO_SNDTIMEO ran out has not
 //! failed; its socket stays in SYN-SENT until somebody closes it.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use rustix::io::Errno;
 use socket2::{SockRef, Socket};
@@ -14,7 +17,7 @@ use super::{
     record::{Record, all_of},
     traffic::{
         SYN_SENT, accept_in, connect_without_waiting, finish, half_open, listen_in, set_option, tcp_socket,
-        until, wait_for_state,
+        until, wait_for_state, wait_for_syn_again,
     },
     watch::Watch,
     whole::{AT_ONCE, ETHERNET_MSS, Whole, expect_one_handshake},
@@ -40,6 +43,58 @@ fn unanswered<'a>(record: &'a Record, outcome: &str, netns: &Netns, port: u16, a
         .present("isn.local")
         .within("phases.local_ns", AT_ONCE)
         .syns(again)
+}
+
+#[test]
+fn unanswered_syns_time_out() {
+    if !is_fit("unanswered_syns_time_out") {
+        return;
+    }
+    let (pair, to) = nobody_answers();
+    pair.client.set("ipv4/tcp_syn_retries", "1");
+    let watch = Watch::begin();
+    pair.client.on_thread("hs-client", || TcpStream::connect(to).expect_err("nobody answers"));
+    let record = watch.wait_in(&pair.client, "client", to.port());
+    // One retry before 6.5, two since (tcp_syn_linear_timeouts).
+    let again = record.number("retransmits.syn").expect("SYNs are counted");
+    assert!((1..=2).contains(&again), "{record}");
+    unanswered(&record, "timed_out", &pair.client, to.port(), again)
+        .evidence("retransmit_timeout", Some("ETIMEDOUT"))
+        .thread("hs-client")
+        // The kernel gave up: after 3 s, whether it tried twice or three times.
+        .within("failed_after_ns", 2_900..=5_000)
+        .within("retransmits.waited_ns", again * 950..=again * 1_000 + 1_500)
+        .flags(&[])
+        .nothing_else();
+    assert_eq!(all_of(watch.end(), &pair.client).len(), 1);
+}
+
+#[test]
+fn a_socket_closed_in_syn_sent_is_cancelled() {
+    if !is_fit("a_socket_closed_in_syn_sent_is_cancelled") {
+        return;
+    }
+    for again in [0, 1] {
+        let (pair, to) = nobody_answers();
+        let watch = Watch::begin();
+        pair.client.on_thread("hs-client", || {
+            let _socket = connect_without_waiting(to);
+            wait_for_state(to.port(), SYN_SENT);
+            if again == 1 {
+                wait_for_syn_again(to.port());
+            }
+        });
+        // The application gave up, before or after the first retransmission.
+        let record = watch.wait_in(&pair.client, "client", to.port());
+        unanswered(&record, "cancelled", &pair.client, to.port(), again)
+            .evidence("closed_in_syn_sent", None)
+            .thread("hs-client")
+            .within("failed_after_ns", again * 950..=again * 1_000 + 900)
+            .also(again == 1, |whole| whole.within("retransmits.waited_ns", 950..=1_500))
+            .flags(&["non_blocking"])
+            .nothing_else();
+        assert_eq!(all_of(watch.end(), &pair.client).len(), 1);
+    }
 }
 
 #[test]
@@ -187,7 +242,7 @@ fn an_icmp_ends_a_handshake_without_any_rst() {
     let watch = Watch::begin();
     for (_, port, outcome, errno) in cases {
         let to: SocketAddr = format!("{SERVER_V4}:{port}").parse().expect("an address");
-        pair.client.on_thread("hs-client", || std::net::TcpStream::connect(to).expect_err("it is rejected"));
+        pair.client.on_thread("hs-client", || TcpStream::connect(to).expect_err("it is rejected"));
         let record = watch.wait_in(&pair.client, "client", port);
         // An ICMP that comes while connect() still holds the socket, as over veth, only leaves sk_err_soft; then
         // the next SYN's ends it.

@@ -87,10 +87,9 @@ impl<R: Records> Running<R> {
         lock(&self.heard)
     }
 
-    /// What was heard, for another thread to look at.
-    pub fn share(&self) -> impl Fn(&mut dyn FnMut(&mut Heard<R>)) + Send + 'static {
-        let heard = Arc::clone(&self.heard);
-        move |look| look(&mut lock(&heard))
+    /// What was heard, for another thread.
+    pub fn share(&self) -> Kept<R> {
+        Kept(Arc::clone(&self.heard))
     }
 
     /// Waits until something was heard; the first few records are not shown if that is in vain.
@@ -141,6 +140,15 @@ impl<R: Records> Running<R> {
         self.signal(Signal::INT);
         self.until_ended();
         self.child.wait().expect("the program can be waited for")
+    }
+}
+
+/// What was heard, kept by another thread than the one that runs the program.
+pub struct Kept<R>(Shared<R>);
+
+impl<R> Kept<R> {
+    pub fn heard(&self) -> MutexGuard<'_, Heard<R>> {
+        lock(&self.0)
     }
 }
 

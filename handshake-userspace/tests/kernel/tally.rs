@@ -143,13 +143,13 @@ fn text_of<'a>(line: &'a str, opening: &str) -> &'a str {
 
 /// Looks at the memory until the process is gone.
 fn sample(running: &Running<Counted>) {
-    let (pid, look) = (running.pid(), running.share());
+    let (pid, kept) = (running.pid(), running.share());
     std::thread::spawn(move || {
         while let Some(kib) = resident_kib(pid) {
-            look(&mut |heard| {
-                heard.records.peak_kib = heard.records.peak_kib.max(kib);
-                heard.records.highest_kib = heard.records.highest_kib.max(kib);
-            });
+            let mut heard = kept.heard();
+            heard.records.peak_kib = heard.records.peak_kib.max(kib);
+            heard.records.highest_kib = heard.records.highest_kib.max(kib);
+            drop(heard);
             // Nothing tells that memory has grown; this is how often it is looked at.
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -79,11 +79,6 @@ impl Tracer {
         self.0.heard().records.len()
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.0.pid()
-    }
-
     /// Asks it to end.
     pub fn interrupt(&self) {
         self.0.signal(Signal::INT);

@@ -177,12 +177,6 @@ impl<'a> Whole<'a> {
             .ask("process.cgroup_id")
     }
 
-    /// Who listens, where a mode sees that at all.
-    #[track_caller]
-    pub fn listener(self, name: &str) -> Self {
-        self.also(has_probes(), |whole| whole.thread(name))
-    }
-
     /// Both ISNs, and the id that they make.
     #[track_caller]
     pub fn joined(self) -> Self {

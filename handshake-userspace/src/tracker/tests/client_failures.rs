@@ -151,6 +151,11 @@ fn no_free_port_in_a_mode_that_takes_syn_sent_for_the_syn_is_a_local_error() {
     let client = given_client().with(|facts| facts.return_is_seen = true).syn().wait(US);
     let record = client.application_closes().wait(US).returns(99).expect(Outcome::LocalError);
     assert_eq!((record.evidence.errno, record.retransmits.syn), (Some(99), None));
+    assert_eq!(record.phases.local_ns, None, "no SYN left");
+    assert!(
+        record.failed_after_ns.is_some_and(|took_ns| took_ns >= 2 * US),
+        "until the call returned: {record:?}"
+    );
 }
 
 #[test]
