@@ -3,14 +3,18 @@
 //! What a reader would get wrong: such a record lacks what nobody counted then, and is flagged `seen_late`; but
 //! how it ended is as certain as for any other.
 
-use std::net::TcpStream;
+use std::{
+    net::TcpStream,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use super::{
-    environment::{attach, has_probes, is_fit},
-    netns::{CLIENT_V4, Pair, SERVER_V4},
+    environment::{attach, has_probes, in_vm, is_fit},
+    netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
     record::{Record, all_of},
     tracer::Tracer,
-    traffic::{accept_in, finish, half_open, queued, wait_for_no_request},
+    traffic::{accept_in, finish, half_open, loopback_listener, queued, wait_for_no_request},
     whole::{AT_ONCE, ETHERNET_MSS, Whole, expect_one_handshake},
 };
 
@@ -56,6 +60,7 @@ fn a_request_that_was_half_open_before_us_times_out_before_our_eyes() {
         let server = tracer.wait_for_end("server", to.port());
         let again = server.number("retransmits.syn_ack").expect("the kernel had counted them");
         assert!(again >= 1, "{server}");
+        let main_thread = std::fs::read_to_string("/proc/self/comm").expect("it can be read");
         server
             .whole("server", "timed_out", &pair.server)
             .seen_by(seen_by())
@@ -65,14 +70,17 @@ fn a_request_that_was_half_open_before_us_times_out_before_our_eyes() {
             // The owner of a listener that was there before us is known as a process, not as a thread.
             .number("process.pid", u64::from(std::process::id()))
             .present("process.tid")
-            .present("process.comm")
+            .text("process.comm", main_thread.trim_end())
             .number("process.uid", 0)
             .also(server.get("process.cgroup_id").is_some(), |whole| whole.present("process.cgroup_id"))
             .joined()
             // From the first SYN-ACK, of which the request sock has the time.
             .within("failed_after_ns", 2_500..=60_000)
             .number("retransmits.syn_ack", again)
-            .within("retransmits.waited_ns", 900..=60_000)
+            // When the last was sent, if that was before us, nobody knows.
+            .also(server.get("retransmits.waited_ns").is_some(), |whole| {
+                whole.within("retransmits.waited_ns", 900..=60_000)
+            })
             .flags(&["seen_late"])
             .nothing_else();
     } else {
@@ -107,7 +115,8 @@ fn a_request_that_was_half_open_before_us_is_established_from_its_syn_ack() {
             whole
                 .within("latency_ns", 500..=60_000)
                 .within("phases.ack_ns", 500..=60_000)
-                .number_in("retransmits.syn_ack", 1..=6)
+                // While the hooks are verified in a guest, both ends send again and again.
+                .number_in("retransmits.syn_ack", 1..=60)
                 .within("retransmits.waited_ns", 500..=60_000)
         })
         .queued(1..=1, 128..=128)
@@ -122,7 +131,7 @@ fn a_request_that_was_half_open_before_us_is_established_from_its_syn_ack() {
         .ends(CLIENT_V4, SERVER_V4, to.port())
         .joined()
         .agreed(ETHERNET_MSS)
-        .number_in("retransmits.syn", 0..=6)
+        .number_in("retransmits.syn", 0..=60)
         .also(again == 0, |whole| whole.number("retransmits.waited_ns", 0))
         .flags(&["seen_late"])
         .nothing_else();
@@ -202,7 +211,7 @@ fn a_connection_that_was_accepted_before_us_is_no_handshake_of_ours() {
     super::traffic::reset(stream);
     drop((accepted, listener));
     // Whatever is told of it is told before what comes later.
-    let (later, elsewhere) = super::traffic::loopback_listener();
+    let (later, elsewhere) = loopback_listener();
     drop(TcpStream::connect(elsewhere).expect("it listens"));
     tracer.wait_for_end("client", elsewhere.port());
     drop(later);
@@ -212,4 +221,44 @@ fn a_connection_that_was_accepted_before_us_is_no_handshake_of_ours() {
         .filter(|record| record.is("server", to.port()) || record.is("client", to.port()))
         .collect();
     assert!(told.is_empty(), "{told:?}");
+}
+
+#[test]
+fn connections_made_while_we_looked_at_what_was_there_are_not_late() {
+    if !is_fit("connections_made_while_we_looked_at_what_was_there_are_not_late") {
+        return;
+    }
+    // Each namespace that is looked at takes its time, together more than the window in which events are ordered.
+    let others: Vec<Netns> = (0..if in_vm() { 12 } else { 40 }).map(|_| Netns::new("o")).collect();
+    let netns = Netns::new("b");
+    let enough = AtomicBool::new(false);
+    let (tracer, port, made) = std::thread::scope(|scope| {
+        let maker = scope.spawn(|| {
+            netns.on_thread("hs-both", || {
+                let (listener, to) = loopback_listener();
+                let mut made = 0;
+                while !enough.load(Ordering::Acquire) {
+                    let client = TcpStream::connect(to).expect("it listens");
+                    drop((listener.accept().expect("a child is queued"), client));
+                    made += 1;
+                    // Not a flood: some in every window.
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                (to.port(), made)
+            })
+        });
+        let tracer = Tracer::start(&[]);
+        enough.store(true, Ordering::Release);
+        let (port, made) = maker.join().expect("connections are made");
+        (tracer, port, made)
+    });
+    // A clean account: nothing late, so nothing lost.
+    let records = all_of(tracer.stop(), &netns);
+    let seen = records.iter().filter(|record| record.is("client", port)).count();
+    assert!(seen > 0 && seen <= made, "{seen} of {made}");
+    for record in &records {
+        record.expect_text("outcome", "established").expect_thread("hs-both");
+        assert!(!record.has_flag("events_lost"), "{record}");
+    }
+    drop(others);
 }
