@@ -257,8 +257,12 @@ fn connections_made_while_we_looked_at_what_was_there_are_not_late() {
     let seen = records.iter().filter(|record| record.is("client", port)).count();
     assert!(seen > 0 && seen <= made, "{seen} of {made}");
     for record in &records {
-        record.expect_text("outcome", "established").expect_thread("hs-both");
+        // Hooks are attached one after the other: of a child of that time the end may not have been seen.
+        let half_seen = record.text("evidence.kind") == Some("nothing_more_seen");
+        record.expect_text("outcome", if half_seen { "incomplete" } else { "established" });
         assert!(!record.has_flag("events_lost"), "{record}");
     }
+    let last = records.iter().rev().find(|record| record.is("client", port)).expect("some were seen");
+    last.expect_plainly_established().expect_thread("hs-both").expect_flags_are(&[]);
     drop(others);
 }
