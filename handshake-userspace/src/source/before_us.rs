@@ -49,7 +49,8 @@ fn time_ns(item: &SourceItem) -> u64 {
     }
 }
 
-fn time_of(event: &[u8]) -> u64 {
+/// The time in an event's header; 0 if it has none.
+pub(super) fn time_of(event: &[u8]) -> u64 {
     EventHeader::read_from_prefix(event).map_or(0, |(header, _)| header.time_ns)
 }
 

@@ -13,11 +13,13 @@ use tokio::{
     time::{Interval, MissedTickBehavior},
 };
 
-use handshake_common::event::EventHeader;
-use zerocopy::FromBytes as _;
-
-use super::{EventSource, SourceError, SourceItem, ring_positions::RingPositions};
-use crate::model::observation::ClockAnchor;
+pub(crate) use super::anchors::monotonic_ns;
+use super::{
+    EventSource, SourceError, SourceItem,
+    anchors::{Anchors, read_clocks},
+    before_us::{BeforeUs, time_of},
+    ring_positions::RingPositions,
+};
 
 /// How long an event may wait in the ring below the watermark: what a person at the live tail doesn't notice.
 const DRAIN_EVERY: Duration = Duration::from_millis(40);
@@ -32,16 +34,16 @@ pub struct RingBufferSource {
     positions: RingPositions,
     timer: Interval,
     block: BytesMut,
-    /// Sockets that were there before us, given in the first batch.
-    snapshot: Vec<SourceItem>,
-    anchored: Option<Instant>,
+    before_us: BeforeUs,
+    anchors: Anchors,
     /// The last batch ended before the ring was empty, so there is nothing to wait for.
     more: bool,
 }
 
 impl RingBufferSource {
-    /// Takes the ring over; `snapshot` is given among its first events. Needs a tokio runtime.
-    pub(crate) fn new(ring: RingBuf<MapData>, snapshot: Vec<SourceItem>) -> io::Result<Self> {
+    /// Takes the ring over; `before_us` are events that are not in it, and are given at their times. Needs a tokio
+    /// runtime.
+    pub(crate) fn new(ring: RingBuf<MapData>, before_us: Vec<SourceItem>) -> io::Result<Self> {
         let positions = RingPositions::map(ring.as_fd())?;
         // SAFETY: aya's RingBuf owns its descriptor and gives the same one until it is dropped.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
@@ -60,20 +62,7 @@ impl RingBufferSource {
     }
 
     fn anchor_if_due(&mut self, batch: &mut Vec<SourceItem>) {
-        if self.anchored.is_none_or(|at| at.elapsed() >= ANCHOR_EVERY) {
-            batch.push(SourceItem::Anchor(read_clocks()));
-            self.anchored = Some(Instant::now());
-        }
-    }
-
-    /// Reading the snapshot took its time on a host with many namespaces, and the hooks saw handshakes meanwhile. What
-    /// lies in the ring since then is as old, so it comes along, and is put in order with it.
-    fn take_with_snapshot(&mut self, reserved: u64, batch: &mut Vec<SourceItem>) {
-        batch.append(&mut self.snapshot);
-        self.more = !self.take(batch);
-        while self.more && !self.positions.have_passed(reserved) {
-            self.more = !self.take(batch);
-        }
+        batch.extend(self.anchors.due(read_clocks()).map(SourceItem::Anchor));
     }
 
     /// Copies out what is there; `true` when the ring is empty then.
@@ -119,11 +108,7 @@ impl EventSource for RingBufferSource {
         // An event's time is read after its place was reserved: what happened before `now_ns` lies before this.
         let reserved = self.positions.reserved();
         let first = batch.len();
-        if self.snapshot.is_empty() {
-            self.more = !self.take(batch);
-        } else {
-            self.take_with_snapshot(reserved, batch);
-        }
+        self.more = !self.take(batch);
         order(&mut batch[first..]);
         if self.positions.have_passed(reserved) {
             batch.push(SourceItem::Tick { now_ns });
@@ -136,9 +121,7 @@ impl EventSource for RingBufferSource {
 /// reading the clock holds up all that comes behind it in the ring and happened before; together they are one batch.
 fn order(items: &mut [SourceItem]) {
     let time_ns = |item: &SourceItem| match item {
-        SourceItem::Event(bytes) => {
-            EventHeader::read_from_prefix(bytes).map_or(0, |(header, _)| header.time_ns)
-        }
+        SourceItem::Event(bytes) => time_of(bytes),
         _ => 0,
     };
     if !items.is_sorted_by_key(time_ns) {
@@ -146,29 +129,11 @@ fn order(items: &mut [SourceItem]) {
     }
 }
 
-/// CLOCK_MONOTONIC, the events' clock.
-pub(crate) fn monotonic_ns() -> u64 {
-    nanoseconds(rustix::time::ClockId::Monotonic)
-}
-
-/// The three clocks, read one after the other.
-pub(crate) fn read_clocks() -> ClockAnchor {
-    ClockAnchor {
-        monotonic_ns: monotonic_ns(),
-        boottime_ns: nanoseconds(rustix::time::ClockId::Boottime),
-        realtime_ns: nanoseconds(rustix::time::ClockId::Realtime),
-    }
-}
-
-fn nanoseconds(clock: rustix::time::ClockId) -> u64 {
-    let time = rustix::time::clock_gettime(clock);
-    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use zerocopy::IntoBytes as _;
+    use handshake_common::event::EventHeader;
+    use zerocopy::{FromBytes as _, IntoBytes as _};
 
     use super::*;
 

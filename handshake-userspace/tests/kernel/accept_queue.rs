@@ -20,7 +20,7 @@ use super::{
     peer::Server,
     record::{Record, all_of},
     tracer::Tracer,
-    traffic::{ESTABLISHED, listen_in, queued, reset, until, wait_for_state},
+    traffic::{ESTABLISHED, listen_in, loopback_listener, queued, reset, until, wait_for_state},
     watch::Watch,
     whole::{AT_ONCE, ETHERNET_MSS, LOOPBACK_MSS, Whole, expect_one_handshake},
 };
@@ -109,7 +109,11 @@ fn an_accept_after_more_than_a_second_has_a_record_of_its_own() {
         .expect_number("process.pid", server.pid())
         .expect_text("process.comm", "hs-server")
         .expect_number("netns", pair.server.inode())
-        .expect_fields_are(&["process", "wait_ns"]);
+        .expect_fields_are(if has_probes() {
+            &["process", "wait_ns", "call_ns"]
+        } else {
+            &["process", "wait_ns"]
+        });
     for same in ["id", "local", "remote"] {
         assert_eq!(accept.get(same), first.get(same), "{accept}\n{first}");
     }
@@ -381,4 +385,40 @@ fn sleepers(name: &str) -> usize {
                 .is_ok_and(|stat| stat.contains(&format!("({name}) S ")))
         })
         .count()
+}
+
+#[test]
+fn a_thread_that_waits_in_accept_is_not_late() {
+    if !is_fit("a_thread_that_waits_in_accept_is_not_late") {
+        return;
+    }
+    let netns = Netns::new("q");
+    let watch = Watch::begin();
+    let (listener, to) = netns.on_thread("hs-listen", loopback_listener);
+    std::thread::scope(|scope| {
+        let (send, thread) = std::sync::mpsc::channel();
+        let listener = &listener;
+        let accepted = scope.spawn(move || {
+            send.send(rustix::thread::gettid().as_raw_nonzero()).expect("somebody waits for it");
+            listener.accept().expect("a child is queued")
+        });
+        let thread = thread.recv().expect("it says who it is");
+        let sleeps_in = [libc::SYS_accept, libc::SYS_accept4]
+            .map(|call| (format!("/proc/self/task/{thread}/syscall"), call));
+        until("the thread sleeps in accept()", || {
+            sleeps_in.iter().any(|(path, call)| {
+                std::fs::read_to_string(path).is_ok_and(|text| text.starts_with(&format!("{call} ")))
+            })
+        });
+        let client = netns.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
+        drop((client, accepted.join().expect("it accepts")));
+    });
+    let record = watch.wait_for_end("server", to.port());
+    record.expect_text("outcome", "established").expect_present("phases.accept_ns");
+    if has_probes() {
+        record.expect_number("phases.accept_call_ns", 0);
+    } else {
+        record.expect_absent("phases.accept_call_ns");
+    }
+    watch.end();
 }

@@ -9,9 +9,11 @@ use socket2::Socket;
 
 use super::{
     environment::{has_probes, is_fit},
-    netns::Netns,
+    netns::{Netns, Pair, SERVER_V4},
     record::{Record, all_of, count},
-    traffic::{loopback_listener, reset, set_option, tcp_socket, until},
+    traffic::{
+        finish, loopback_listener, reset, set_option, tcp_socket, until, wait_for_request, wait_for_state,
+    },
     watch::Watch,
     whole::{AT_ONCE, LOOPBACK_MSS, Whole, expect_one_handshake},
 };
