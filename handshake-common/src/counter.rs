@@ -2,7 +2,7 @@
 //!
 //! One [`CpuCounters`] per CPU lives in a memory-mapped array, so that the daemon reads it without a
 //! system call and without a capability. What a newcomer would get wrong: `Filtered` is no loss (the user
-//! asked for it), nor are `DropsUntold` (they are counted); every other one but `Submitted` is.
+//! asked for it), nor are `DropsUntold` (they are counted) and `DropsForwarded` (nobody here was meant); every other one but `Submitted` is.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -31,11 +31,13 @@ pub enum Counter {
     /// SYNs (and final ACKs) that this host dropped and of which no event tells: so many come at a listener
     /// that only some a second are told.
     DropsUntold = 9,
+    /// SYNs that this host would have forwarded, and dropped: handshakes of other hosts.
+    DropsForwarded = 10,
 }
 
 impl Counter {
     /// Every counter, in the order of their slots.
-    pub const ALL: [Counter; 10] = [
+    pub const ALL: [Counter; 11] = [
         Counter::Submitted,
         Counter::RingFull,
         Counter::Filtered,
@@ -46,6 +48,7 @@ impl Counter {
         Counter::ConnectCallsFull,
         Counter::AcceptCallsFull,
         Counter::DropsUntold,
+        Counter::DropsForwarded,
     ];
 
     /// The name in `health` records and in metrics.
@@ -61,6 +64,7 @@ impl Counter {
             Counter::ConnectCallsFull => "connect_calls_full",
             Counter::AcceptCallsFull => "accept_calls_full",
             Counter::DropsUntold => "drops_untold",
+            Counter::DropsForwarded => "drops_forwarded",
         }
     }
 }

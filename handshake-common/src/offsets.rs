@@ -100,6 +100,12 @@ offsets! {
     is_mptcp = "tcp_sock"."is_mptcp",
     /// `mptcp_sock.first`: the subflow that the connection began with.
     mptcp_first = "mptcp_sock"."first",
+    /// `inet_connection_sock.icsk_ulp_data`: for a subflow of MPTCP its `mptcp_subflow_context`.
+    icsk_ulp_data = "inet_connection_sock"."icsk_ulp_data",
+    /// `mptcp_subflow_context.request_join`: our SYN asked to join. In bits from the struct's beginning.
+    subflow_request_join_bit = "mptcp_subflow_context"."request_join",
+    /// `mptcp_subflow_context.mp_join`: it joined. In bits too.
+    subflow_mp_join_bit = "mptcp_subflow_context"."mp_join",
     /// `tcp_sock.repair`, in bits from the struct's beginning: its place within the byte moves too.
     repair_bit = "tcp_sock"."repair",
     /// `tcp_sock.bytes_received`.
@@ -116,6 +122,12 @@ offsets! {
     rx_opt_mss_clamp = "tcp_sock"."rx_opt.mss_clamp",
     /// `request_sock.num_retrans`.
     req_num_retrans = "request_sock"."num_retrans",
+    /// Byte with `request_sock.num_timeout`: how often the SYN-ACK timer has fired.
+    req_num_timeout = "request_sock"."num_timeout",
+    /// `sock_common.skc_rcv_wnd`: of a request sock, the window that the SYN-ACK announced.
+    req_rcv_wnd = "sock_common"."skc_rcv_wnd",
+    /// `inet_connection_sock.icsk_accept_queue.rskq_defer_accept`: TCP_DEFER_ACCEPT of a listener, in timeouts.
+    icsk_defer_accept = "inet_connection_sock"."icsk_accept_queue.rskq_defer_accept",
     /// `request_sock.rsk_timer`: the SYN-ACK timer, which lies inside the request.
     req_timer = "request_sock"."rsk_timer",
     /// `request_sock.sk`: the child.
@@ -128,12 +140,20 @@ offsets! {
     treq_rcv_isn = "tcp_request_sock"."rcv_isn",
     /// `tcp_request_sock.snt_isn`.
     treq_snt_isn = "tcp_request_sock"."snt_isn",
+    /// `tcp_request_sock.is_mptcp`.
+    treq_is_mptcp = "tcp_request_sock"."is_mptcp",
+    /// `tcp_request_sock.drop_req`: MPTCP wants no child of it in the accept queue.
+    treq_drop_req = "tcp_request_sock"."drop_req",
     /// `sk_buff.cb`.
     skb_cb = "sk_buff"."cb",
     /// `tcp_skb_cb.tcp_flags`: its low byte.
     tcp_cb_flags = "tcp_skb_cb"."tcp_flags",
     /// `tcp_skb_cb.seq`: the segment's sequence number, host order.
     tcp_cb_seq = "tcp_skb_cb"."seq",
+    /// `tcp_skb_cb.end_seq`: the number after the segment's last.
+    tcp_cb_end_seq = "tcp_skb_cb"."end_seq",
+    /// `tcp_skb_cb.ack_seq`: the number that it acknowledges.
+    tcp_cb_ack_seq = "tcp_skb_cb"."ack_seq",
     /// `sk_buff.sk`.
     skb_sk = "sk_buff"."sk",
     /// `sk_buff.protocol`, network order.
@@ -146,6 +166,18 @@ offsets! {
     skb_transport_header = "sk_buff"."transport_header",
     /// `sk_buff.dev`.
     skb_dev = "sk_buff"."dev",
+    /// `sk_buff._skb_refdst`: its route, with a mark in the lowest bit.
+    skb_dst = "sk_buff"."_skb_refdst",
+    /// `dst_entry.ops`.
+    dst_ops = "dst_entry"."ops",
+    /// `dst_ops.family`: what kind of route it is; 0 for one that is none.
+    dst_ops_family = "dst_ops"."family",
+    /// `rtable.rt_flags`.
+    rt_flags = "rtable"."rt_flags",
+    /// `rtable.rt_is_input`.
+    rt_is_input = "rtable"."rt_is_input",
+    /// `rt6_info.rt6i_flags`.
+    rt6_flags = "rt6_info"."rt6i_flags",
     /// `net_device.nd_net.net`.
     dev_net = "net_device"."nd_net.net",
     /// `socket.sk`.

@@ -84,8 +84,8 @@ pub struct DropRate {
     pub since_ns: u64,
     /// Events in it.
     pub told: u32,
-    /// Drops since the last event that were counted only.
-    pub untold: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
 }
 
 /// See [`RUNTIME`].
@@ -201,7 +201,29 @@ pub struct InSoftirq {
     pub told: u64,
     /// The request that the last RST was for.
     pub reset_request: u64,
-    /// Not 0: a SYN-ACK was made for `segment`.
+    /// The final ACK that found the accept queue full.
+    pub final_ack: u64,
+    /// The request that it is for.
+    pub final_ack_request: u64,
+    /// The request that was created for `segment`.
+    pub created: u64,
+    /// The latest child that found `QUEUED` full. Its event went out, so it is no child that nobody announced.
+    pub unqueued: u64,
+    /// A SYN that was answered by a RST or an ICMP error, and that somebody is about to free.
+    pub rejected: u64,
+    /// When.
+    pub rejected_ns: u64,
+    /// When a child was closed before anybody queued it.
+    pub closed_ns: u64,
+    /// Its remote port.
+    pub closed_port: u32,
+    /// By which kind of hook `joining` was written.
+    pub joining_attach: u32,
+    /// When `joining` was written; 0 when it was read.
+    pub joining_ns: u64,
+    /// What is known of a child that joins an MPTCP connection, until it is ESTABLISHED.
+    pub joining: PassiveOpen,
+    /// How `segment` was answered: bits of [`answer`].
     pub answered: u32,
     /// The listener's queues when the segment came.
     pub accept_queue_length: u32,
@@ -209,6 +231,16 @@ pub struct InSoftirq {
     pub accept_queue_limit: u32,
     /// See `accept_queue_length`.
     pub syn_queue_length: u32,
+}
+
+/// [`InSoftirq::answered`].
+pub mod answer {
+    /// A SYN-ACK was made: for a new request, or for a cookie.
+    pub const SYN_ACK: u32 = 1;
+    /// A RST was sent.
+    pub const RESET: u32 = 1 << 1;
+    /// Another CPU works on the same SYN, and was faster.
+    pub const ELSEWHERE: u32 = 1 << 2;
 }
 
 /// What a new entry of [`ACTIVE_OPENS`] is copied from. A constant of the program: 160 zero bytes on the

@@ -109,6 +109,8 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         ack_dropped: false,
         end_not_seen: false,
         still_open: false,
+        reset_sent: false,
+        mptcp_join: false,
         own: false,
     };
     let left = LeftSynSent {
@@ -129,6 +131,7 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         reset_sent: false,
         call_returned: false,
         end_time_unknown: false,
+        mptcp_join: false,
         syn_data: false,
         syn_data_acked: false,
         return_is_seen: true,

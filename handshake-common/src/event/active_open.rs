@@ -33,6 +33,8 @@ pub mod flags {
     pub const SYN_DATA: u32 = 1 << 10;
     /// It went to `new_state` at some time before the event: the kernel skipped the hook that would have said when.
     pub const END_TIME_UNKNOWN: u32 = 1 << 11;
+    /// A further subflow of an MPTCP connection.
+    pub const MPTCP_JOIN: u32 = 1 << 12;
 }
 
 /// The first SYN was handed to IP (`tcp_connect`), or as near to that as the mode can see.

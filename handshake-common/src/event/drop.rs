@@ -1,4 +1,4 @@
-//! A segment of a handshake that this host dropped: the SYN, or the final ACK of a SYN cookie.
+//! A segment of a handshake that this host dropped: the SYN, or the final ACK of a SYN cookie, answered or not.
 //!
 //! Where the kernel names a reason it is told by its number, which is another on every kernel; the daemon has
 //! the names from BTF. What a newcomer would get wrong: most SYN drops have no reason and no tracepoint. That
@@ -18,6 +18,12 @@ pub mod flags {
     pub const OUTGOING: u32 = 1 << 2;
     /// The queue lengths are known.
     pub const QUEUES_KNOWN: u32 = 1 << 3;
+    /// This host answered it with a RST.
+    pub const RESET_SENT: u32 = 1 << 4;
+    /// This host answered it with an ICMP error.
+    pub const ICMP_SENT: u32 = 1 << 5;
+    /// It was dropped before it was known whether it was for this host or to be forwarded.
+    pub const UNROUTED: u32 = 1 << 6;
 }
 
 /// One dropped segment. Ends are seen from this host's socket: local is where an incoming segment went to.
@@ -34,8 +40,8 @@ pub struct SegmentDropped {
     pub flags: u32,
     /// The kernel's `enum skb_drop_reason`, 0 when it gave none.
     pub reason: u32,
-    /// Drops for this listener since the last event that were counted only.
-    pub untold: u32,
+    /// Keeps the fields where they are.
+    pub reserved: u32,
     /// Children in the listener's accept queue.
     pub accept_queue_length: u32,
     /// Its limit.
@@ -43,7 +49,7 @@ pub struct SegmentDropped {
     /// Half-open requests of the listener.
     pub syn_queue_length: u32,
     /// Keeps the layout free of padding.
-    pub reserved: u32,
+    pub reserved2: u32,
 }
 
 crate::pod!(SegmentDropped);

@@ -36,6 +36,11 @@ pub mod flags {
     pub const END_NOT_SEEN: u32 = 1 << 11;
     /// It was half open when we stopped watching.
     pub const STILL_OPEN: u32 = 1 << 12;
+    /// We answered an ACK of it with a RST: at a full accept queue (tcp_abort_on_overflow), or because MPTCP wants
+    /// none of it.
+    pub const RESET_SENT: u32 = 1 << 13;
+    /// A further subflow of an MPTCP connection: accept() never returns it.
+    pub const MPTCP_JOIN: u32 = 1 << 14;
 }
 
 /// All that is known of one passive open.

@@ -295,6 +295,9 @@ fn report_end<M: Memory>(
     if event.endpoints.local_port == 0 && event.negotiated.known & known::LOCAL_ISN != 0 {
         sock.ends_after_closed(&mut event.endpoints);
     }
+    if sock.joins() {
+        bits |= flags::MPTCP_JOIN;
+    }
     event.flags = bits;
     event.new_state = new_state;
     slot.submit();

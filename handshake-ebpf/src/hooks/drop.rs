@@ -20,7 +20,7 @@ use handshake_common::{
     tcp::{ACK, FIN, RST, SYN, TcpState},
 };
 
-use super::argument;
+use super::{argument, rejected};
 use crate::{
     emit::{Slot, count, now_ns},
     filter,
@@ -28,10 +28,10 @@ use crate::{
     kernel::{
         preempt,
         read::{Copied, Direct, Memory},
-        sk_buff::{self, Headers},
+        sk_buff::{self, Destination, Headers},
         sock::Sock,
     },
-    maps::{ACTIVE_OPENS, DROPS, DropRate, IN_SOFTIRQ, InSoftirq},
+    maps::{ACTIVE_OPENS, DROPS, DropRate, IN_SOFTIRQ, InSoftirq, answer},
 };
 
 /// Events a second for each listener, and for all drops before a listener is known.
@@ -57,6 +57,7 @@ fn note<M: Memory>(listener: Sock<M>, skb: *const u8, work: *mut InSoftirq) {
         (*work).segment = skb as u64;
         (*work).listener = listener.key();
         (*work).answered = 0;
+        (*work).created = 0;
         (*work).accept_queue_length = length;
         (*work).accept_queue_limit = limit;
         (*work).syn_queue_length = listener.syn_queue().unwrap_or(0);
@@ -68,7 +69,7 @@ fn note<M: Memory>(listener: Sock<M>, skb: *const u8, work: *mut InSoftirq) {
 pub fn syn_ack_made() {
     let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's own entry.
-    unsafe { (*work).answered = 1 };
+    unsafe { (*work).answered |= answer::SYN_ACK };
 }
 
 /// The kernel has answered the SYN, or dropped it.
@@ -77,10 +78,12 @@ pub fn conn_request_ends<M: Memory>(listener: Sock<M>, skb: *const u8, attach: A
     let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's own entry.
     let (segment, answered) = unsafe { ((*work).segment, (*work).answered) };
-    if segment != skb as u64 || answered != 0 {
+    if segment != skb as u64 || answered & !answer::RESET != 0 {
         return;
     }
-    dropped_at_listener(listener, skb, 0, work, attach);
+    // MPTCP answers a SYN that joins no connection of ours.
+    let bits = if answered & answer::RESET != 0 { flags::RESET_SENT } else { 0 };
+    dropped_at_listener(listener, skb, bits, work, attach);
 }
 
 /// An ACK with a cookie made no child although it might have: the accept queue is full. The client believes that
@@ -119,8 +122,7 @@ fn dropped_at_listener<M: Memory>(
         count(Counter::Filtered);
         return;
     }
-    let untold = untold_before(listener.key());
-    if untold == NOT_TOLD {
+    if !is_told(listener.key()) {
         count(Counter::DropsUntold);
         return;
     }
@@ -129,7 +131,6 @@ fn dropped_at_listener<M: Memory>(
     let event = slot.payload();
     event.endpoints = ends;
     event.listener = listener.key();
-    event.untold = untold;
     event.flags = bits | flags::QUEUES_KNOWN;
     if let Some(sequence) = sk_buff::sequence::<M>(skb) {
         // The ACK that ends a handshake has the number after the SYN's (RFC 9293 section 3.5).
@@ -145,21 +146,17 @@ fn dropped_at_listener<M: Memory>(
     slot.submit();
 }
 
-/// This drop gets no event. A number and no `Option`: of that the compiler copies the undefined half too, which
-/// the verifier refuses.
-const NOT_TOLD: u32 = u32::MAX;
-
-/// How many drops before this one got no event; [`NOT_TOLD`] if this one gets none either.
+/// Whether this drop gets an event: each listener has so many a second.
 #[inline(always)]
-fn untold_before(listener: u64) -> u32 {
+pub fn is_told(listener: u64) -> bool {
     let now = now_ns();
     if DROPS.get_ptr_mut(listener).is_none() {
-        let fresh = DropRate { since_ns: now, told: 0, untold: 0 };
+        let fresh = DropRate { since_ns: now, told: 0, reserved: 0 };
         if DROPS.insert(listener, fresh, 0).is_err() {
-            return NOT_TOLD;
+            return false;
         }
     }
-    let Some(rate) = DROPS.get_ptr_mut(listener) else { return NOT_TOLD };
+    let Some(rate) = DROPS.get_ptr_mut(listener) else { return false };
     // SAFETY: a live entry. CPUs may race for it; what can be lost is an exact count within one second.
     unsafe {
         if now.wrapping_sub((*rate).since_ns) > SECOND_NS {
@@ -167,14 +164,11 @@ fn untold_before(listener: u64) -> u32 {
             (*rate).told = 0;
         }
         if (*rate).told >= TOLD_PER_SECOND {
-            (*rate).untold = (*rate).untold.wrapping_add(1);
-            return NOT_TOLD;
+            return false;
         }
         (*rate).told = (*rate).told.wrapping_add(1);
-        let untold = (*rate).untold;
-        (*rate).untold = 0;
-        untold
     }
+    true
 }
 
 /// The kernel frees a segment and names a reason.
@@ -195,28 +189,44 @@ fn freed_with_reason(skb: *const u8, reason: u32) {
         outgoing_syn(sock as u64, reason);
         return;
     }
+    if rejected::was_told(skb) {
+        return;
+    }
     // A SYN that tcp_conn_request dropped does not come here: its segment is consumed, which is no kfree_skb.
+    incoming_syn::<Direct>(skb, &headers, reason, 0, Attach::Common);
+}
+
+/// This host drops a SYN that came from elsewhere, before any listener saw it.
+#[inline(always)]
+pub fn incoming_syn<M: Memory>(skb: *const u8, headers: &Headers, reason: u32, bits: u32, attach: Attach) {
     if !filter::wants_role(ROLE_SERVER) {
         return;
     }
-    let mut ends = Endpoints { netns: sk_buff::netns::<Direct>(skb), ..Endpoints::default() };
+    let mut ends = Endpoints { netns: sk_buff::netns::<M>(skb), ..Endpoints::default() };
     headers.incoming(&mut ends);
     if !filter::wants_ends(&ends) {
         count(Counter::Filtered);
         return;
     }
-    let untold = untold_before(0);
-    if untold == NOT_TOLD {
+    let destination = sk_buff::destination::<M>(skb);
+    if destination == Destination::Elsewhere {
+        // Its listener, and its failure, are another host's.
+        count(Counter::DropsForwarded);
+        return;
+    }
+    if !is_told(0) {
         count(Counter::DropsUntold);
         return;
     }
-    let slot = Slot::<SegmentDropped>::reserve(0, EventKind::SegmentDropped, Attach::Common, 0, 0);
+    let slot = Slot::<SegmentDropped>::reserve(0, EventKind::SegmentDropped, attach, 0, 0);
     let Some(mut slot) = slot else { return };
     let event = slot.payload();
     event.endpoints = ends;
-    event.untold = untold;
     event.isn = headers.sequence;
-    event.flags = flags::ISN_KNOWN;
+    event.flags = bits | flags::ISN_KNOWN;
+    if destination == Destination::Unknown {
+        event.flags |= flags::UNROUTED;
+    }
     event.reason = reason;
     slot.submit();
 }

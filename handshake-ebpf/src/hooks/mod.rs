@@ -10,12 +10,14 @@ pub mod active_open;
 pub mod connect_call;
 pub mod drop;
 pub mod passive_open;
+pub mod rejected;
 pub mod request_end;
 pub mod reset;
 pub mod retransmit;
 pub mod snapshot;
 pub mod sock_ops;
 pub mod state;
+pub mod subflow;
 
 /// The arguments of a hook that are pointers.
 macro_rules! argument {

@@ -93,6 +93,10 @@ pub fn request_created<M: Memory>(listener: Sock<M>, request: RequestSock<M>, at
         request_end::end_was_missed(key, attach);
         insert_request(key, &entry);
     }
+    if let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) {
+        // SAFETY: this CPU's own entry.
+        unsafe { (*work).created = key };
+    }
 }
 
 /// Time of the SYN that this CPU works on, if it is for this listener; taken once.
@@ -131,6 +135,12 @@ pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>,
                 (*entry).syns_seen = (*entry).syns_seen.saturating_add(1);
             }
         } else if segment & ACK != 0 {
+            // An ACK of another number is of an older connection: the listener answers it by a RST.
+            if let Some(number) = sk_buff::acknowledges::<M>(skb)
+                && !request.is_acknowledged_by(number)
+            {
+                return;
+            }
             if (*entry).final_ack_ns == 0 {
                 (*entry).final_ack_ns = now_ns();
             }
@@ -138,12 +148,34 @@ pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>,
             // its ACK, believes that it is connected.
             if let Some((length, limit)) = listener.accept_queue()
                 && length > limit
+                && would_be_taken(listener, request, skb)
             {
                 (*entry).flags |= flags::ACK_DROPPED;
                 (*entry).accept_queue_length = length;
                 (*entry).accept_queue_limit = limit;
+                final_ack_dropped(request.key(), skb);
             }
         }
+    }
+}
+
+/// Whether tcp_check_req gets as far as the question whether the accept queue has room: TCP_DEFER_ACCEPT ignores a
+/// bare ACK, and a segment outside the window is no more than answered.
+#[inline(always)]
+fn would_be_taken<M: Memory>(listener: Sock<M>, request: RequestSock<M>, skb: *const u8) -> bool {
+    let Some(begin) = sk_buff::sequence::<M>(skb) else { return true };
+    let Some(end) = sk_buff::end_sequence::<M>(skb) else { return true };
+    request.would_take(begin, end, listener.defers_accept())
+}
+
+/// Notes the ACK: with tcp_abort_on_overflow a RST for it follows within this call, and the request is dropped.
+#[inline(always)]
+fn final_ack_dropped(request: u64, skb: *const u8) {
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own entry.
+    unsafe {
+        (*work).final_ack = skb as u64;
+        (*work).final_ack_request = request;
     }
 }
 
@@ -241,6 +273,15 @@ fn queue<M: Memory>(
 ) {
     let now = now_ns();
     let entry = new_queued(child.key());
+    // A child that found no room has no generation, and is told by its next event too.
+    let mut generation_ns = now;
+    if entry.is_none() {
+        generation_ns = 0;
+        if let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) {
+            // SAFETY: this CPU's own entry.
+            unsafe { (*work).unqueued = child.key() };
+        }
+    }
     let fill = |passive: &mut PassiveOpen| {
         child.ends(&mut passive.endpoints);
         passive.listener = listener.key();
@@ -254,13 +295,14 @@ fn queue<M: Memory>(
         passive.new_state = TcpState::SynReceived as u8;
         passive.flags |= accept_is_seen();
     };
-    let submitted = submit(EventKind::ChildQueued, attach, child.key(), now, |event: &mut PassiveOpen| {
-        fill(event);
-        if let Some(entry) = entry {
-            // SAFETY: the entry that was just made.
-            unsafe { words::copy(event, &raw mut (*entry).passive) };
-        }
-    });
+    let submitted =
+        submit(EventKind::ChildQueued, attach, child.key(), generation_ns, |event: &mut PassiveOpen| {
+            fill(event);
+            if let Some(entry) = entry {
+                // SAFETY: the entry that was just made.
+                unsafe { words::copy(event, &raw mut (*entry).passive) };
+            }
+        });
     let Some(entry) = entry else { return };
     // SAFETY: the entry that was just made.
     unsafe {

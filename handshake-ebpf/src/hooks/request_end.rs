@@ -22,9 +22,10 @@ use handshake_common::{
 use super::{
     argument,
     passive_open::{copy_entry, gather},
+    subflow::{DIED, LIVES_ON, ended_otherwise},
 };
 use crate::{
-    emit::{now_ns, submit},
+    emit::{Slot, now_ns, submit},
     filter,
     kernel::{
         preempt,
@@ -51,16 +52,30 @@ pub fn timer_fired(timer: u64) {
 }
 
 /// The kernel is about to drop a request. Who takes it out of the kernel's table decides what becomes of it: if it
-/// is out already, another CPU (or the final ACK, on this one) has made a child of it or drops it, and tells.
+/// is out already, another CPU (or the final ACK, on this one) has made a child of it or drops it, and tells; unless the
+/// final ACK's child joined an MPTCP connection, and this is how its request is forgotten.
 #[inline(always)]
 pub fn request_dropped<M: Memory>(request: RequestSock<M>, attach: Attach) {
-    if request.is_unhashed() {
+    let key = request.key();
+    let (mut generation_ns, mut how) = (0, DIED);
+    if let Some(entry) = maps::request(key) {
+        // SAFETY: a live entry.
+        let final_ack_ns = unsafe {
+            generation_ns = (*entry).created_ns;
+            (*entry).final_ack_ns
+        };
+        how = ended_otherwise(request, final_ack_ns, attach);
+        if how == LIVES_ON {
+            remove_request(key);
+            return;
+        }
+    } else if !is_news(request) {
         return;
     }
-    if maps::request(request.key()).is_none() && !is_news(request) {
+    if how == DIED && request.is_unhashed() {
         return;
     }
-    died(request, attach);
+    died(request, generation_ns, how, attach);
 }
 
 /// A request that no table of ours has, and that is about to be dropped: the kernel skipped the program that should
@@ -84,39 +99,46 @@ fn is_news<M: Memory>(request: RequestSock<M>) -> bool {
 #[inline(always)]
 pub fn request_freed<M: Memory>(request: RequestSock<M>, attach: Attach) {
     let key = request.key();
-    if maps::request(key).is_none() {
-        return;
-    }
+    let Some(entry) = maps::request(key) else { return };
     if request.became_a_child() {
         // The kernel skipped the probe that sees a child queued, with all others of that softirq, because one was
         // running when it came. The child tells of itself; that its request is freed by accept() is no death.
         remove_request(key);
         return;
     }
-    died(request, attach);
+    // SAFETY: a live entry.
+    let (generation_ns, final_ack_ns) = unsafe { ((*entry).created_ns, (*entry).final_ack_ns) };
+    let how = ended_otherwise(request, final_ack_ns, attach);
+    if how == LIVES_ON {
+        remove_request(key);
+    } else {
+        died(request, generation_ns, how, attach);
+    }
 }
 
+/// Tells it; `how` is DIED, or the flags of a death that MPTCP decided. A generation of 0 is none of our tables'.
 #[inline(always)]
-fn died<M: Memory>(request: RequestSock<M>, attach: Attach) {
+fn died<M: Memory>(request: RequestSock<M>, generation_ns: u64, how: u32, attach: Attach) {
     let key = request.key();
-    let mut bits = if timer_is_of(key) { flags::TIMED_OUT } else { 0 };
-    let generation_ns = match maps::request(key) {
-        // SAFETY: a live entry.
-        Some(entry) => unsafe { (*entry).created_ns },
-        None => {
-            if was_reset(key) {
-                bits |= flags::RESET_RECEIVED;
-            }
-            now_ns()
-        }
-    };
-    submit(EventKind::RequestDied, attach, key, generation_ns, |event: &mut PassiveOpen| {
+    let mut bits = how;
+    if how == DIED && timer_is_of(key) {
+        bits = flags::TIMED_OUT;
+    }
+    if maps::request(key).is_none() && was_reset(key) {
+        bits |= flags::RESET_RECEIVED;
+    }
+    // No closure: gathered twice here, it would become a function of its own.
+    if let Some(mut slot) =
+        Slot::<PassiveOpen>::reserve(0, EventKind::RequestDied, attach, key, generation_ns)
+    {
+        let event = slot.payload();
         request.ends(&mut event.endpoints);
         gather(request, event);
         event.flags |= bits;
         event.old_state = TcpState::NewSynReceived as u8;
         event.new_state = TcpState::Closed as u8;
-    });
+        slot.submit();
+    }
     remove_request(key);
     if let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) {
         // SAFETY: this CPU's own entry.

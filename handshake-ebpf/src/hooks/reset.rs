@@ -5,7 +5,7 @@
 //! and never dereferenced.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use handshake_common::event::active_open::flags;
+use handshake_common::event::{active_open::flags, passive_open};
 
 use super::argument;
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
         read::{Direct, Memory},
         sock::Sock,
     },
-    maps::{ACTIVE_OPENS, QUEUED},
+    maps::{self, ACTIVE_OPENS, IN_SOFTIRQ, QUEUED, answer},
 };
 
 /// A valid RST was received for this socket.
@@ -44,6 +44,30 @@ fn reset_sent(socket: u64) {
     }
 }
 
+/// We answer a segment that this CPU works on: a SYN, or a final ACK at a full accept queue.
+#[inline(always)]
+fn segment_answered(listener: u64, segment: u64) {
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own entry, and a live one of the request.
+    unsafe {
+        if segment == 0 {
+            return;
+        }
+        if (*work).segment == segment {
+            (*work).answered |= answer::RESET;
+        }
+        if (*work).final_ack == segment
+            && let Some(entry) = maps::request((*work).final_ack_request)
+            // Memory of a segment is used again at once, but not for another one at this listener.
+            && (*entry).listener == listener
+        {
+            (*work).final_ack = 0;
+            let held = (*entry).flags & !passive_open::flags::ACK_DROPPED;
+            (*entry).flags = held | passive_open::flags::RESET_SENT;
+        }
+    }
+}
+
 /// A RST was received.
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn hs_rst_received(context: BtfTracePointContext) -> i32 {
@@ -58,6 +82,7 @@ pub fn hs_rst_received(context: BtfTracePointContext) -> i32 {
 pub fn hs_rst_sent(context: BtfTracePointContext) -> i32 {
     preempt::disable();
     reset_sent(argument!(context, 0) as u64);
+    segment_answered(argument!(context, 0) as u64, argument!(context, 1) as u64);
     preempt::enable();
     0
 }

@@ -17,7 +17,10 @@ use handshake_common::{
     tcp::TcpState,
 };
 
-use super::{accept_queue, active_open, argument, passive_open};
+use super::{
+    accept_queue, active_open, argument, passive_open,
+    subflow::{closed_before_queued, joining, joining_attach},
+};
 use crate::{
     emit::{Slot, count, now_ns, submit},
     filter,
@@ -27,7 +30,10 @@ use crate::{
         sock::Sock,
         task,
     },
-    maps::{self, ACTIVE_OPENS, CONNECT_CALLS, DROPS, QUEUED, Queued, RUNTIME, new_queued, remove_request},
+    maps::{
+        self, ACTIVE_OPENS, CONNECT_CALLS, DROPS, IN_SOFTIRQ, QUEUED, Queued, RUNTIME, new_queued,
+        remove_request,
+    },
     words,
 };
 
@@ -142,10 +148,70 @@ fn left_syn_received<M: Memory>(sock: Sock<M>, new: u8) {
     }
     // A file owns no child before accept(): this is the application's own socket in a simultaneous open, whose
     // beginning a filter left out.
-    if !filter::wants_role(ROLE_SERVER) || sock.has_a_file() || lost_its_race(sock, new) {
+    if !filter::wants_role(ROLE_SERVER) {
+        return;
+    }
+    if child_found_no_room(sock, new) || child_joins(sock, new, now) {
+        return;
+    }
+    if sock.has_a_file() || lost_its_race(sock, new) {
         return;
     }
     child_without_probes(sock, new, now);
+}
+
+/// A child that was told when it was queued, and had no place in `QUEUED`: its socket is all that is known here.
+#[inline(always)]
+fn child_found_no_room<M: Memory>(sock: Sock<M>, new: u8) -> bool {
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own entry.
+    unsafe {
+        if (*work).unqueued != sock.key() {
+            return false;
+        }
+        (*work).unqueued = 0;
+    }
+    submit(EventKind::LeftSynReceived, Attach::Common, sock.key(), 0, |event: &mut PassiveOpen| {
+        sock.ends(&mut event.endpoints);
+        event.flags |= passive_open::accept_is_seen();
+        finish(sock, new, false, event);
+    });
+    true
+}
+
+/// A subflow that joins an MPTCP connection: it may belong to a file already, and no accept() will return it.
+#[inline(always)]
+fn child_joins<M: Memory>(sock: Sock<M>, new: u8, now: u64) -> bool {
+    if new != TcpState::Established as u8 {
+        return false;
+    }
+    let known = joining(sock);
+    if known.is_null() && !sock.joins() {
+        return false;
+    }
+    let mut ends = Endpoints::default();
+    sock.ends(&mut ends);
+    if !filter::wants_ends(&ends) {
+        count(Counter::Filtered);
+        return true;
+    }
+    let attach = if known.is_null() { Attach::Tracepoint } else { joining_attach() };
+    let slot = Slot::<PassiveOpen>::reserve(0, EventKind::LeftSynReceived, attach, sock.key(), now);
+    let Some(mut slot) = slot else { return true };
+    let event = slot.payload();
+    if known.is_null() {
+        let cookie = sock.cookie();
+        syn_by_cookie(cookie, event);
+        remove_request(cookie);
+    } else {
+        // SAFETY: this CPU's own entry.
+        unsafe { words::copy(known, event) };
+    }
+    event.endpoints = ends;
+    event.flags |= flags::MPTCP_JOIN;
+    finish(sock, new, false, event);
+    slot.submit();
+    true
 }
 
 /// Two segments that each complete the handshake (the ACK and a FIN that overtook it) can make a child each, on
@@ -153,7 +219,12 @@ fn left_syn_received<M: Memory>(sock: Sock<M>, new: u8) {
 /// was never queued, and the request's facts are the winner's.
 #[inline(always)]
 fn lost_its_race<M: Memory>(child: Sock<M>, new: u8) -> bool {
-    new == TcpState::Closed as u8 && child.error().unwrap_or(0) == 0 && !child.is_fast_open_child()
+    let lost =
+        new == TcpState::Closed as u8 && child.error().unwrap_or(0) == 0 && !child.is_fast_open_child();
+    if lost {
+        closed_before_queued(child);
+    }
+    lost
 }
 
 /// Reports that a queued child left SYN-RECEIVED; `time_ns` 0 is now. accept() calls it too, for a child whose

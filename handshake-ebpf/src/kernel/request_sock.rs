@@ -7,11 +7,15 @@ use core::marker::PhantomData;
 
 use handshake_common::{
     endpoint::Endpoints,
+    offsets::UNAVAILABLE,
     tcp::{Negotiated, known},
 };
 
-use super::{read::Memory, sock::common_ends};
-use crate::globals::offset;
+use super::{
+    read::{Copied, Memory},
+    sock::common_ends,
+};
+use crate::globals::{LOCKED_DOWN, offset};
 
 /// A request sock, readable as `M` allows.
 pub struct RequestSock<M> {
@@ -51,6 +55,12 @@ impl<M: Memory> RequestSock<M> {
     #[inline(always)]
     pub fn listener(self) -> u64 {
         M::read::<u64>(self.address, offset!(skc_listener)).unwrap_or(0)
+    }
+
+    /// The remote port.
+    #[inline(always)]
+    pub fn remote_port(self) -> u16 {
+        u16::from_be(M::read::<u16>(self.address, offset!(skc_dport)).unwrap_or(0))
     }
 
     /// Both ends.
@@ -97,6 +107,46 @@ impl<M: Memory> RequestSock<M> {
             negotiated.local_isn = sequence;
             negotiated.known |= known::LOCAL_ISN;
         }
+    }
+
+    /// Whether an ACK of this number is for its SYN-ACK (RFC 9293 section 3.5). One of another number makes no child.
+    #[inline(always)]
+    pub fn is_acknowledged_by(self, number: u32) -> bool {
+        let Some(request) = M::tcp_request_sock(self.address) else { return true };
+        let Some(isn) = M::read::<u32>(request, offset!(treq_snt_isn)) else { return true };
+        number == isn.wrapping_add(1)
+    }
+
+    /// Whether a segment with these numbers lies in the window that the SYN-ACK announced, and what TCP_DEFER_ACCEPT
+    /// does with it: a bare ACK is ignored until the SYN-ACK's timer has fired as often as `defer` says.
+    #[inline(always)]
+    pub fn would_take(self, begin: u32, end: u32, defer: u8) -> bool {
+        let Some(request) = M::tcp_request_sock(self.address) else { return true };
+        let Some(isn) = M::read::<u32>(request, offset!(treq_rcv_isn)) else { return true };
+        let next = isn.wrapping_add(1);
+        if end == next {
+            let fired = M::read::<u8>(self.address, offset!(req_num_timeout)).unwrap_or(0) >> 1;
+            return begin == end && fired >= defer;
+        }
+        let Some(window) = M::read::<u32>(self.address, offset!(req_rcv_wnd)) else { return true };
+        begin.wrapping_sub(next) <= window
+    }
+
+    /// Whether MPTCP wants no child of it in the accept queue: it joins a connection that exists, or is refused. The
+    /// verifier knows no request of MPTCP's listeners as a tcp_request_sock, so this needs the helper.
+    #[inline(always)]
+    pub fn joins(self) -> bool {
+        LOCKED_DOWN.load() == 0
+            && Copied::read::<u8>(self.address, offset!(treq_is_mptcp)).unwrap_or(0) != 0
+            && Copied::read::<u8>(self.address, offset!(treq_drop_req)).unwrap_or(0) != 0
+    }
+
+    /// The same without the helper: whether it may join, because its listener is MPTCP's.
+    #[inline(always)]
+    pub fn may_join(self) -> bool {
+        LOCKED_DOWN.load() != 0
+            && offset!(treq_is_mptcp) != UNAVAILABLE
+            && M::tcp_request_sock(self.address).is_none()
     }
 
     /// Whether TCP_DEFER_ACCEPT swallowed a bare ACK (`inet_request_sock.acked`, bit 4 of its byte).

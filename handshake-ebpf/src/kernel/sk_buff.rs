@@ -10,7 +10,10 @@ use handshake_common::{
     offsets::UNAVAILABLE,
 };
 
-use super::{read::Memory, sock::v4_mapped};
+use super::{
+    read::{Copied, Memory},
+    sock::v4_mapped,
+};
 use crate::globals::{LOCKED_DOWN, offset};
 
 const IPV4: u16 = 0x0800_u16.to_be();
@@ -29,6 +32,18 @@ pub fn tcp_flags<M: Memory>(skb: *const u8) -> Option<u8> {
 #[inline(always)]
 pub fn sequence<M: Memory>(skb: *const u8) -> Option<u32> {
     M::read::<u32>(skb, in_control_block(offset!(tcp_cb_seq))?)
+}
+
+/// The number after its last one, SYN and FIN included.
+#[inline(always)]
+pub fn end_sequence<M: Memory>(skb: *const u8) -> Option<u32> {
+    M::read::<u32>(skb, in_control_block(offset!(tcp_cb_end_seq))?)
+}
+
+/// The number that it acknowledges.
+#[inline(always)]
+pub fn acknowledges<M: Memory>(skb: *const u8) -> Option<u32> {
+    M::read::<u32>(skb, in_control_block(offset!(tcp_cb_ack_seq))?)
 }
 
 #[inline(always)]
@@ -63,6 +78,55 @@ pub fn netns<M: Memory>(skb: *const u8) -> u32 {
     let Some(net) = M::read::<*const u8>(device, offset!(dev_net)) else { return 0 };
     M::read::<u32>(net, offset!(net_ns_inum)).unwrap_or(0)
 }
+
+/// Where routing sends an incoming segment.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// To a socket of this host, if there is one.
+    Here,
+    /// To another host.
+    Elsewhere,
+    /// Routing has not been asked, or can't be.
+    Unknown,
+}
+
+/// Where it goes, by the route that it has. A route is behind a number that is no pointer to the verifier, so this
+/// needs the helper.
+#[inline(always)]
+pub fn destination<M: Memory>(skb: *const u8) -> Destination {
+    if LOCKED_DOWN.load() != 0 {
+        return Destination::Unknown;
+    }
+    // The lowest bit says whether the segment holds a reference.
+    let route = (M::read::<u64>(skb, offset!(skb_dst)).unwrap_or(0) & !1) as *const u8;
+    if route.is_null() {
+        return Destination::Unknown;
+    }
+    let Some(ops) = Copied::read::<*const u8>(route, offset!(dst_ops)) else { return Destination::Unknown };
+    // A tunnel's metadata is in the same place, and is of no family.
+    let family = Copied::read::<u16>(ops, offset!(dst_ops_family)).unwrap_or(0);
+    if family == AF_INET {
+        let Some(flags) = Copied::read::<u32>(route, offset!(rt_flags)) else { return Destination::Unknown };
+        if flags & LOCAL != 0 {
+            return Destination::Here;
+        }
+        // A firewall that answers before routing gives the segment the route of the answer.
+        if Copied::read::<u8>(route, offset!(rt_is_input)).unwrap_or(0) == 0 {
+            return Destination::Unknown;
+        }
+        return Destination::Elsewhere;
+    }
+    if family == AF_INET6 {
+        let Some(flags) = Copied::read::<u32>(route, offset!(rt6_flags)) else { return Destination::Unknown };
+        return if flags & (LOCAL | ANYCAST) != 0 { Destination::Here } else { Destination::Elsewhere };
+    }
+    Destination::Unknown
+}
+
+/// RTCF_LOCAL and RTF_LOCAL.
+const LOCAL: u32 = 0x8000_0000;
+/// RTF_ANYCAST: an address of ours that others have too.
+const ANYCAST: u32 = 0x0010_0000;
 
 /// The ends and the numbers of an IP and a TCP header.
 #[derive(Default)]
@@ -100,13 +164,10 @@ pub fn headers<M: Memory>(skb: *const u8, headers: &mut Headers) -> bool {
     if LOCKED_DOWN.load() != 0 {
         return false;
     }
-    let (Some(head), Some(network), Some(transport)) = (
-        M::read::<*const u8>(skb, offset!(skb_head)),
-        M::read::<u16>(skb, offset!(skb_network_header)),
-        M::read::<u16>(skb, offset!(skb_transport_header)),
-    ) else {
-        return false;
-    };
+    // One by one: of three options side by side the compiler moves the undefined half of one that is not there.
+    let Some(head) = M::read::<*const u8>(skb, offset!(skb_head)) else { return false };
+    let Some(network) = M::read::<u16>(skb, offset!(skb_network_header)) else { return false };
+    let Some(transport) = M::read::<u16>(skb, offset!(skb_transport_header)) else { return false };
     if transport == UNSET || transport <= network {
         return false;
     }

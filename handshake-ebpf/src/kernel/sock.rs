@@ -12,8 +12,8 @@ use handshake_common::{
     tcp::{Negotiated, known, option_bits},
 };
 
-use super::read::Memory;
-use crate::globals::offset;
+use super::read::{Copied, Memory};
+use crate::globals::{LOCKED_DOWN, offset};
 
 /// IPPROTO_TCP.
 const TCP: u16 = 6;
@@ -72,6 +72,12 @@ impl<M: Memory> Sock<M> {
     #[inline(always)]
     pub fn state(self) -> u8 {
         M::read::<u8>(self.address, offset!(skc_state)).unwrap_or(0)
+    }
+
+    /// The remote port.
+    #[inline(always)]
+    pub fn remote_port(self) -> u16 {
+        u16::from_be(M::read::<u16>(self.address, offset!(skc_dport)).unwrap_or(0))
     }
 
     /// Both ends as they are now.
@@ -140,6 +146,34 @@ impl<M: Memory> Sock<M> {
         }
         let inode = M::read::<*const u8>(file, offset!(file_inode))?;
         if inode.is_null() { None } else { M::read::<u64>(inode, offset!(inode_number)) }
+    }
+
+    /// TCP_DEFER_ACCEPT of a listener: how often the SYN-ACK timer fires before a bare ACK is enough; 0 is off.
+    #[inline(always)]
+    pub fn defers_accept(self) -> u8 {
+        let Some(tcp) = M::tcp_sock(self.address) else { return 0 };
+        M::read::<u8>(tcp, offset!(icsk_defer_accept)).unwrap_or(0)
+    }
+
+    /// Whether it is a further subflow of an MPTCP connection, or asked to be one. What says so is behind an untyped
+    /// pointer, so this needs the helper.
+    #[inline(always)]
+    pub fn joins(self) -> bool {
+        let (asked, joined) = (offset!(subflow_request_join_bit), offset!(subflow_mp_join_bit));
+        if LOCKED_DOWN.load() != 0 || asked == UNAVAILABLE || joined == UNAVAILABLE {
+            return false;
+        }
+        let Some(tcp) = M::tcp_sock(self.address) else { return false };
+        if M::read::<u8>(tcp, offset!(is_mptcp)).unwrap_or(0) == 0 {
+            return false;
+        }
+        let Some(subflow) = M::read::<*const u8>(tcp, offset!(icsk_ulp_data)) else { return false };
+        if subflow.is_null() {
+            return false;
+        }
+        let asked = Copied::read::<u8>(subflow, asked >> 3).unwrap_or(0) >> (asked & 7);
+        let joined = Copied::read::<u8>(subflow, joined >> 3).unwrap_or(0) >> (joined & 7);
+        (asked | joined) & 1 != 0
     }
 
     /// The youngest child in a listener's accept queue.

@@ -58,6 +58,7 @@ pub(super) fn left_syn_sent(raw: &raw::LeftSynSent) -> Result<Act, DecodeError> 
         end_time_unknown: has(flags::END_TIME_UNKNOWN),
         return_is_seen: has(flags::RETURN_IS_SEEN),
         own: has(flags::OWN),
+        mptcp_join: has(flags::MPTCP_JOIN),
         syn_data: has(flags::SYN_DATA),
         syn_data_acked: has(flags::SYN_DATA_ACKED),
     })))

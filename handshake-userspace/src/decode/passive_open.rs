@@ -46,6 +46,8 @@ pub(super) fn passive_open(raw: &raw::PassiveOpen) -> Result<Box<PassiveOpen>, D
         ack_dropped: has(flags::ACK_DROPPED),
         end_not_seen: has(flags::END_NOT_SEEN),
         still_open: has(flags::STILL_OPEN),
+        reset_sent: has(flags::RESET_SENT),
+        mptcp_join: has(flags::MPTCP_JOIN),
     }))
 }
 

@@ -120,6 +120,8 @@ pub const LACKS_UNDER_LOCKDOWN: &[(&str, &str)] = &[
     ("accepted", "who accepts MPTCP connections"),
     ("syn_dropped", "whose SYN it was"),
     ("segment_freed", "all drops, because headers cannot be read"),
+    ("syn_rejected", "all of them, for the same reason"),
+    ("state_changed", "which subflows a client adds to its MPTCP connections"),
 ];
 
 /// Every hook, in the order in which a handshake meets them; attached in this order too.
@@ -213,6 +215,15 @@ pub const HOOKS: &[Hook] = &[
             ]),
         ],
         without_it: "SYNs that a listener drops because a queue is full are not shown",
+        required: false,
+    },
+    Hook {
+        name: "syn_rejected",
+        ways: &[
+            fentry(&[program("hs_reject_fe", Place::Fentry("nf_ct_attach"))]),
+            kprobe(&[program("hs_reject_kp", Place::Kprobe("nf_ct_attach"))]),
+        ],
+        without_it: "SYNs that a firewall of this host answers, by RST or ICMP, are shown as dropped without an answer",
         required: false,
     },
     Hook {

@@ -142,6 +142,10 @@ const fn bits(
     Rule { field, required: false, shape: Shape::Bits(bits), without_it }
 }
 
+const fn bit(field: &'static str, without_it: &'static str) -> Rule {
+    Rule { field, required: false, shape: Shape::Bit, without_it }
+}
+
 fn rule(field: &str) -> Option<&'static Rule> {
     RULES.iter().find(|rule| rule.field == field)
 }
@@ -157,6 +161,9 @@ const NO_SYN_ACK_COUNT: &str = "retransmitted SYN-ACKs are not counted";
 const NO_INODE: &str = "listeners that were there before us are not joined to their processes";
 const NO_WINDOWS: &str = "our MSS and the initial windows are not shown";
 const NO_DROP: &str = "who sent a SYN that was dropped here is not shown";
+const NO_JOIN: &str = "a subflow that joins an MPTCP connection is not told from a connection of its own";
+const NO_ROUTE: &str = "SYNs that this host forwards and drops are not told from those that are for it";
+const NO_WHY: &str = "why a final ACK was not taken is a guess";
 const NO_FILES: &str = "accept() and connect() are not joined to their sockets in tracepoint mode";
 
 /// One row for each of [`Offsets::FIELDS`], in its order (a test holds them together).
@@ -207,12 +214,10 @@ const RULES: &[Rule] = &[
     // A kernel without MPTCP has none, and loses nothing.
     optional("is_mptcp", &[1], "subflows of MPTCP are not marked"),
     optional("mptcp_first", &[8], "who accepts an MPTCP connection is not shown"),
-    Rule {
-        field: "repair_bit",
-        required: false,
-        shape: Shape::Bit,
-        without_it: "sockets put together under TCP_REPAIR look like handshakes",
-    },
+    optional("icsk_ulp_data", &[8], NO_JOIN),
+    bit("subflow_request_join_bit", NO_JOIN),
+    bit("subflow_mp_join_bit", NO_JOIN),
+    bit("repair_bit", "sockets put together under TCP_REPAIR look like handshakes"),
     optional("bytes_received", &[8], NO_FAST_OPEN),
     optional("fastopen_rsk", &[8], NO_FAST_OPEN),
     bits("syn_data", &[("syn_data", 2, 1), ("syn_fastopen", 3, 1), ("syn_data_acked", 6, 1)], NO_FAST_OPEN),
@@ -224,22 +229,36 @@ const RULES: &[Rule] = &[
     bits("rx_opt_snd_wscale", &[("rx_opt.snd_wscale", 0, 4), ("rx_opt.rcv_wscale", 4, 4)], NO_OPTIONS),
     optional("rx_opt_mss_clamp", &[2], NO_OPTIONS),
     optional("req_num_retrans", &[1], NO_SYN_ACK_COUNT),
+    bits("req_num_timeout", &[("num_timeout", 1, 7)], NO_WHY),
+    optional("req_rcv_wnd", &[4], NO_WHY),
+    optional("icsk_defer_accept", &[1], NO_WHY),
     optional("req_timer", &[40], "a request that moves to another listener of its group is told as dropped"),
     optional("req_child", &[8], NO_REQUEST),
     bits("ireq_acked", &[("acked", 4, 1)], "the wait of TCP_DEFER_ACCEPT is not told from the network's"),
     optional("treq_snt_synack", &[8], "phases `synack` and `ack` of passive opens are not shown"),
     optional("treq_rcv_isn", &[4], NO_ISN),
     optional("treq_snt_isn", &[4], NO_ISN),
+    optional("treq_is_mptcp", &[1], NO_JOIN),
+    optional("treq_drop_req", &[1], NO_JOIN),
     optional("skb_cb", &[48], "the flags of the segment that answered a SYN are not known"),
     // u8 up to 6.16, u16 since: on a little-endian machine the low byte stands first either way.
     optional("tcp_cb_flags", &[1, 2], "the flags of the segment that answered a SYN are not known"),
     optional("tcp_cb_seq", &[4], NO_DROP),
+    optional("tcp_cb_end_seq", &[4], NO_WHY),
+    optional("tcp_cb_ack_seq", &[4], NO_WHY),
     optional("skb_sk", &[8], NO_DROP),
     optional("skb_protocol", &[2], NO_DROP),
     optional("skb_head", &[8], NO_DROP),
     optional("skb_network_header", &[2], NO_DROP),
     optional("skb_transport_header", &[2], NO_DROP),
     optional("skb_dev", &[8], NO_DROP),
+    optional("skb_dst", &[8], NO_ROUTE),
+    optional("dst_ops", &[8], NO_ROUTE),
+    optional("dst_ops_family", &[2], NO_ROUTE),
+    optional("rt_flags", &[4], NO_ROUTE),
+    optional("rt_is_input", &[1], NO_ROUTE),
+    // A kernel built without IPv6 has none.
+    optional("rt6_flags", &[4], NO_ROUTE),
     optional("dev_net", &[8], NO_DROP),
     optional("socket_sk", &[8], NO_FILES),
     optional("task_files", &[8], NO_FILES),

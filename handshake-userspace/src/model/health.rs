@@ -97,10 +97,9 @@ impl Health {
 
     /// What was lost by cause, in the order of the flow.
     pub fn losses(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let kernel = self
-            .kernel
-            .iter()
-            .filter(|(name, _)| !matches!(**name, "submitted" | "filtered" | "drops_untold"));
+        let kernel = self.kernel.iter().filter(|(name, _)| {
+            !matches!(**name, "submitted" | "filtered" | "drops_untold" | "drops_forwarded")
+        });
         kernel.map(|(name, count)| (*name, *count)).chain([
             ("undecodable", self.undecodable),
             ("sink_dropped", self.sink_dropped),

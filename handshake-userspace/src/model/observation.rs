@@ -232,6 +232,8 @@ pub struct LeftSynSent {
     pub return_is_seen: bool,
     /// One of our own sockets.
     pub own: bool,
+    /// It joins an MPTCP connection that exists.
+    pub mptcp_join: bool,
     /// The SYN carried data (Fast Open).
     pub syn_data: bool,
     /// The peer took that data.
@@ -295,6 +297,10 @@ pub struct PassiveOpen {
     pub end_not_seen: bool,
     /// It was half open when we stopped watching.
     pub still_open: bool,
+    /// We answered an ACK of it with a RST.
+    pub reset_sent: bool,
+    /// It joins an MPTCP connection that exists; accept() never returns it.
+    pub mptcp_join: bool,
 }
 
 /// See [`Act::SegmentDropped`].
@@ -310,10 +316,23 @@ pub struct SegmentDropped {
     pub cookie_ack: bool,
     /// On its way out of this host.
     pub outgoing: bool,
+    /// How this host answered it all the same.
+    pub answer: Option<Rejection>,
+    /// Nobody knows whether it was for this host, or to be forwarded.
+    pub unrouted: bool,
     /// The kernel's number for the reason.
     pub reason: Option<u32>,
     /// The listener's queues when it came.
     pub queues: Option<Queues>,
+}
+
+/// How this host says that it won't take a SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// By a RST.
+    Reset,
+    /// By an ICMP error.
+    Icmp,
 }
 
 /// Both queues of a listener at one moment.

@@ -18,7 +18,7 @@ pub enum Role {
 pub enum Outcome {
     /// The three segments were exchanged.
     Established,
-    /// Our SYN was answered by RST.
+    /// Our SYN was answered by RST. For a server: this host dropped the SYN, and said so by RST or ICMP.
     Refused,
     /// SYNs (or, for a server, SYN-ACKs) stayed unanswered until the kernel gave up.
     TimedOut,
@@ -26,7 +26,7 @@ pub enum Outcome {
     HostUnreachable,
     /// An ICMP or the route said: network unreachable (ENETUNREACH).
     NetUnreachable,
-    /// A RST ended it half open (server), or ended it in another way than refusal (client).
+    /// A RST ended it half open (server), ours or the peer's, or ended it in another way than refusal (client).
     Reset,
     /// The application closed its socket in SYN-SENT.
     Cancelled,
@@ -90,6 +90,10 @@ pub enum EvidenceKind {
     DropReason,
     /// The kernel took the SYN, made no SYN-ACK, and gave no reason; no queue was full.
     NoSynAckMade,
+    /// This host answered with a RST.
+    ResetSent,
+    /// This host answered with an ICMP error.
+    IcmpSent,
 }
 
 /// What an outcome rests on, with the numbers.
@@ -145,6 +149,8 @@ pub enum Flag {
     ResetSent,
     /// The machine was suspended while it was open; no duration counts that time.
     Suspended,
+    /// A further subflow of an MPTCP connection: accept() never returns it.
+    MptcpJoin,
 }
 
 /// What became of a child that was still queued when its handshake record was written.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::model::{
     handshake::{AcceptQueue, Dropped, Handshake, HandshakeUpdate, Isn, Phases, Retransmits},
-    observation::{Ends, PassiveOpen, Queues, SegmentDropped},
+    observation::{Ends, PassiveOpen, Queues, Rejection, SegmentDropped},
     outcome::{EvidenceKind, Flag, Outcome, Role},
     process::Process,
 };
@@ -32,6 +32,8 @@ pub(super) struct DroppedAttempt {
     pub(super) segments: u32,
     /// The final ACK with a cookie: the client believes that it is connected.
     pub(super) cookie_ack: bool,
+    /// How this host answered the last of them, if it did.
+    pub(super) answer: Option<Rejection>,
     pub(super) reason: Option<u32>,
     pub(super) queues: Option<Queues>,
 }
@@ -39,8 +41,11 @@ pub(super) struct DroppedAttempt {
 impl DroppedAttempt {
     /// What the segments died of, as far as the kernel or the queues say.
     pub(super) fn cause(&self) -> EvidenceKind {
-        if self.reason.is_some() {
-            return EvidenceKind::DropReason;
+        match self.answer {
+            Some(Rejection::Reset) => return EvidenceKind::ResetSent,
+            Some(Rejection::Icmp) => return EvidenceKind::IcmpSent,
+            None if self.reason.is_some() => return EvidenceKind::DropReason,
+            None => {}
         }
         match self.queues {
             // The kernel's own questions: sk_acceptq_is_full and inet_csk_reqsk_queue_is_full. The latter asked for
@@ -83,6 +88,12 @@ impl Tracker {
             self.own_syn_dropped(at, &act, out);
             return;
         }
+        let listens = act.ends.local.and_then(|local| self.listeners.at(local, act.ends.netns));
+        if act.unrouted && listens.is_none() {
+            // Nobody here waits for it: it was to be forwarded, as far as anybody can say.
+            self.counts.unmatched += 1;
+            return;
+        }
         let place = match (act.ends.local, act.ends.remote, act.isn) {
             (Some(local), Some(remote), Some(isn)) => Some(place_of(local, remote, act.ends.netns, isn)),
             _ => None,
@@ -105,6 +116,7 @@ impl Tracker {
                     latest_ns: at.time_ns,
                     segments: 0,
                     cookie_ack: false,
+                    answer: None,
                     reason: None,
                     queues: None,
                 };
@@ -119,9 +131,10 @@ impl Tracker {
             attempt.latest_ns = attempt.latest_ns.max(at.time_ns);
             attempt.segments = attempt.segments.saturating_add(1);
             attempt.cookie_ack |= act.cookie_ack;
+            attempt.answer = act.answer;
             attempt.reason = act.reason.or(attempt.reason);
             attempt.queues = act.queues.or(attempt.queues);
-            if let Some(owner) = self.listeners.owner(act.listener) {
+            if let Some(owner) = self.listeners.owner(act.listener).or(listens.flatten()) {
                 attempt.listener_process = Some(owner);
             }
         }
@@ -196,7 +209,11 @@ impl Tracker {
 
 /// The record of an attempt of which this host let no segment in.
 pub(super) fn of_dropped_attempt(attempt: DroppedAttempt, dropped: Dropped, head: Head) -> Handshake {
-    let outcome = if attempt.cookie_ack { Outcome::AckDropped } else { Outcome::SynDropped };
+    let outcome = match attempt.answer {
+        _ if attempt.cookie_ack => Outcome::AckDropped,
+        Some(_) => Outcome::Refused,
+        None => Outcome::SynDropped,
+    };
     let syns = (!attempt.cookie_ack).then_some(attempt.segments);
     Handshake {
         key: head.key,

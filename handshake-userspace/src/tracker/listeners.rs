@@ -17,7 +17,7 @@ use crate::model::{
     process::Process,
 };
 
-/// A host with more listeners than this loses their owners' names, and nothing else.
+/// A host with more listeners than this loses their owners' names, and drops before routing at the others.
 const MAX_LISTENERS: usize = 65_536;
 
 /// Children that the snapshot may name: the sum of all accept queues at the moment of our start.
@@ -38,30 +38,42 @@ pub(super) struct Listeners {
     closed: HashMap<u64, (u64, Option<Arc<Process>>), AddressHasher>,
     /// The same in order of closing.
     closed_order: VecDeque<(u64, u64)>,
-    owners: HashMap<u64, Arc<Process>, AddressHasher>,
+    open: HashMap<u64, Open, AddressHasher>,
     earlier_children: HashMap<u64, (), AddressHasher>,
     /// Ends of requests that the snapshot found. std's hasher, because a peer chooses its port; nothing iterates.
     earlier_requests: HashSet<(Option<SocketAddr>, Option<SocketAddr>, Option<u32>)>,
 }
 
+/// One listener.
+struct Open {
+    owner: Option<Arc<Process>>,
+    local: Option<SocketAddr>,
+    netns: Option<u32>,
+}
+
+impl Open {
+    /// Whether a SYN to these ends would be for it.
+    fn takes(&self, to: SocketAddr, netns: Option<u32>) -> bool {
+        self.netns == netns
+            && self.local.is_some_and(|local| {
+                local.port() == to.port() && (local.ip().is_unspecified() || local.ip() == to.ip())
+            })
+    }
+}
+
 impl Listeners {
     /// A socket entered LISTEN.
     pub(super) fn opened(&mut self, address: u64, listener: Listener) {
-        match listener.process {
-            // listen() again only changes the backlog; the latest process to call it is named.
-            Some(process) if self.owners.len() < MAX_LISTENERS || self.owners.contains_key(&address) => {
-                self.owners.insert(address, Arc::new(process));
-            }
-            Some(_) => {}
-            None => {
-                self.owners.remove(&address);
-            }
+        // listen() again only changes the backlog; the latest process to call it is named.
+        if self.open.len() < MAX_LISTENERS || self.open.contains_key(&address) {
+            let owner = listener.process.map(Arc::new);
+            self.open.insert(address, Open { owner, local: listener.ends.local, netns: listener.ends.netns });
         }
     }
 
     /// A socket left LISTEN.
     pub(super) fn closed(&mut self, address: u64, time_ns: u64) {
-        let owner = self.owners.remove(&address);
+        let owner = self.open.remove(&address).and_then(|listener| listener.owner);
         while let Some((oldest, closed_ns)) = self.closed_order.front().copied()
             && (self.closed_order.len() >= MAX_CLOSED || time_ns.saturating_sub(closed_ns) > REMEMBERED_NS)
         {
@@ -78,7 +90,7 @@ impl Listeners {
     /// Whether this listener closed not long ago, and who owned it. An address that listens again did not.
     pub(super) fn closed_lately(&self, address: Option<u64>, now_ns: u64) -> Option<Option<Arc<Process>>> {
         let address = address?;
-        if self.owners.contains_key(&address) {
+        if self.open.contains_key(&address) {
             return None;
         }
         let (closed_ns, owner) = self.closed.get(&address)?;
@@ -87,7 +99,14 @@ impl Listeners {
 
     /// Who listens at this socket.
     pub(super) fn owner(&self, address: Option<u64>) -> Option<Arc<Process>> {
-        self.owners.get(&address?).cloned()
+        self.open.get(&address?)?.owner.clone()
+    }
+
+    /// Who listens where a SYN went; `None` if nobody that we know of does. Asked for drops only, of which ten a second
+    /// are told: so all are looked at.
+    pub(super) fn at(&self, to: SocketAddr, netns: Option<u32>) -> Option<Option<Arc<Process>>> {
+        let named = self.open.values().filter(|listener| listener.takes(to, netns));
+        named.map(|listener| listener.owner.clone()).max_by_key(Option::is_some)
     }
 
     /// A child was in an accept queue before we watched.

@@ -97,6 +97,7 @@ impl Child {
             later.syn_table_full |= earlier.syn_table_full;
             later.accept_is_seen |= earlier.accept_is_seen;
             later.ack_dropped |= earlier.ack_dropped;
+            later.mptcp_join |= earlier.mptcp_join;
         }
         self.half_open = Some(later);
     }
@@ -208,6 +209,16 @@ impl Tracker {
             (true, _) => Some(Why::OutOfPatience),
             _ => None,
         };
+        if act.reset_sent && act.mptcp_join {
+            // Its child was made, and closed in SYN-RECEIVED.
+            self.ledger.add(act.ends.netns, Tally::PassiveOpens, at.time_ns, 1);
+            self.ledger.add(act.ends.netns, Tally::FailedOpens, at.time_ns, 1);
+        } else if act.reset_sent {
+            // tcp_abort_on_overflow is no failed attempt to the kernel, though it is an embryonic reset, which is taken
+            // off those.
+            self.ledger.add(act.ends.netns, Tally::EmbryonicResets, at.time_ns, 1);
+            self.ledger.take_back(act.ends.netns, Tally::FailedOpens, at.time_ns);
+        }
         if let Kind::Child(child) = &mut entry.kind {
             child.listener_process = self.listeners.owner(act.listener);
             if let Some(why) = lost_sight {

@@ -79,6 +79,7 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
     };
     let over = end.is_some() || is_crossed;
     let non_blocking = over && (open.returned_early || end.as_ref().is_some_and(|end| end.call_returned));
+    let joins = end.as_ref().is_some_and(|end| end.mptcp_join);
     let called_ns = open.called_ns;
     let began_ns = if open.deferred { syn_ns.or(called_ns) } else { called_ns.or(syn_ns) };
     Handshake {
@@ -133,7 +134,8 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         accept_queue: None,
         flags: flags([
             (dropped.is_some(), Flag::SynDropped),
-            (agreed.mptcp, Flag::Mptcp),
+            (agreed.mptcp || joins, Flag::Mptcp),
+            (joins, Flag::MptcpJoin),
             (agreed.repair, Flag::Repair),
             (open.own, Flag::Own),
             (open.ends.v4_mapped, Flag::V4Mapped),
@@ -190,6 +192,8 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
     let syns_dropped = syns.map_or(0, |attempt| attempt.segments);
     let cookie_ack_dropped = child.dropped.as_ref().is_some_and(|attempt| attempt.cookie_ack);
     let ack_dropped = cookie_ack_dropped || known.is_some_and(|open| open.ack_dropped);
+    let joins = known.is_some_and(|open| open.mptcp_join);
+    let refused_ack = known.is_some_and(|open| open.reset_sent);
     let established_ns = child.established_ns;
     let synack_ns = known
         .and_then(|open| open.synack_ns)
@@ -267,7 +271,7 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
         options: agreed.options.filter(|_| established_ns.is_some()),
         // One that was refused is not in it.
         accept_queue: known
-            .filter(|_| child.queued_ns.is_some() || ack_dropped)
+            .filter(|_| child.queued_ns.is_some() || ack_dropped || refused_ack)
             .and_then(|open| open.accept_queue_limit.map(|limit| (open.accept_queue_length, limit)))
             .map(|(before, limit)| {
                 let itself = u32::from(child.queued_ns.is_some());
@@ -281,7 +285,8 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
             (fast_open, Flag::FastOpen),
             (defer_accept, Flag::DeferAccept),
             (child.reset_in_queue, Flag::ResetInQueue),
-            (agreed.mptcp, Flag::Mptcp),
+            (agreed.mptcp || joins, Flag::Mptcp),
+            (joins, Flag::MptcpJoin),
             (syns_dropped != 0, Flag::SynDropped),
             (ack_dropped, Flag::AckDropped),
             (child.seen_late || syn_not_seen, Flag::SeenLate),
@@ -332,6 +337,10 @@ fn judge_child(child: &Child) -> Option<Verdict> {
         // The request outlived its listener: its timer, or the client's next segment, found nobody.
         if child.listener_closed && !open.reset_received {
             return Some(Verdict::new(Outcome::Cancelled, EvidenceKind::ListenerClosed));
+        }
+        if open.reset_sent {
+            let why = if open.mptcp_join { EvidenceKind::ResetSent } else { EvidenceKind::AcceptQueueFull };
+            return Some(Verdict::new(Outcome::Reset, why));
         }
         if open.ack_dropped {
             return Some(Verdict::new(Outcome::AckDropped, EvidenceKind::AcceptQueueFull));

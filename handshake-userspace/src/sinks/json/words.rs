@@ -70,6 +70,8 @@ pub const fn evidence(kind: EvidenceKind) -> &'static str {
         EvidenceKind::SynQueueFull => "syn_queue_full",
         EvidenceKind::DropReason => "drop_reason",
         EvidenceKind::NoSynAckMade => "no_syn_ack_made",
+        EvidenceKind::ResetSent => "reset_sent",
+        EvidenceKind::IcmpSent => "icmp_sent",
     }
 }
 
@@ -93,6 +95,7 @@ pub const fn flag(flag: Flag) -> &'static str {
         Flag::Repair => "repair",
         Flag::ResetSent => "reset_sent",
         Flag::Suspended => "suspended",
+        Flag::MptcpJoin => "mptcp_join",
     }
 }
 

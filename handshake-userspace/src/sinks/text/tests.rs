@@ -168,4 +168,7 @@ fn a_drop_is_told_with_its_reason() {
     let mut refused = failed(Outcome::SynDropped, EvidenceKind::AcceptQueueFull, None);
     refused.dropped = Some(Dropped { segments: 1, cause: EvidenceKind::AcceptQueueFull, reason: None });
     assert!(lines(200, vec![refused])[1].ends_with(" SYN dropped: accept queue full, 1 SYN"));
+    let mut answered = failed(Outcome::Refused, EvidenceKind::ResetSent, None);
+    answered.dropped = Some(Dropped { segments: 1, cause: EvidenceKind::ResetSent, reason: None });
+    assert!(lines(200, vec![answered])[1].ends_with(" refused: RST sent, 1 SYN"));
 }

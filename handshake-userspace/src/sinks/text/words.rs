@@ -124,7 +124,10 @@ pub fn outcome(handshake: &Handshake, density: Density) -> String {
             _ => text.push_str(flag_words(*flag)),
         }
     }
-    if let (Some(dropped), Outcome::SynDropped) = (&handshake.dropped, handshake.outcome) {
+    let rejected = matches!(handshake.evidence.kind, EvidenceKind::ResetSent | EvidenceKind::IcmpSent);
+    if let Some(dropped) = &handshake.dropped
+        && (rejected || handshake.outcome == Outcome::SynDropped)
+    {
         text.push_str(", ");
         text.push_str(&counted(dropped.segments, "SYN"));
     }
@@ -179,6 +182,8 @@ fn short_evidence(evidence: &Evidence) -> String {
             evidence.syn_acks.map_or_else(String::new, |syn_acks| counted(syn_acks, "SYN-ACK"))
         }
         (EvidenceKind::ResetReceived, _) => "RST".to_owned(),
+        (EvidenceKind::ResetSent, _) => "RST sent".to_owned(),
+        (EvidenceKind::IcmpSent, _) => "ICMP sent".to_owned(),
         (_, Some(number)) if number != 0 => errno::name(number).to_string(),
         (EvidenceKind::RequestDropped, _) => "dropped half open".to_owned(),
         (EvidenceKind::ListenerClosed, _) => "listener closed".to_owned(),
@@ -223,6 +228,8 @@ fn evidence(evidence: &Evidence, reason: Option<&str>) -> String {
             None => "for a reason without a name".to_owned(),
         },
         EvidenceKind::NoSynAckMade => "no SYN-ACK was made".to_owned(),
+        EvidenceKind::ResetSent => "RST sent".to_owned(),
+        EvidenceKind::IcmpSent => "ICMP error sent".to_owned(),
     };
     let said = match evidence.errno {
         Some(number) if number != 0 => format!("{said} ({})", errno::name(number)),
@@ -253,6 +260,7 @@ fn flag_words(flag: Flag) -> &'static str {
         Flag::Repair => "TCP_REPAIR",
         Flag::ResetSent => "peer held an earlier connection, RST sent",
         Flag::Suspended => "suspended meanwhile",
+        Flag::MptcpJoin => "joins an MPTCP connection",
     }
 }
 

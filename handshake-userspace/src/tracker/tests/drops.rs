@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::script::*;
 use crate::model::{
-    observation::{Act, Queues, SegmentDropped, SocketKey},
+    observation::{Act, Queues, Rejection, SegmentDropped, SocketKey},
     outcome::{EvidenceKind, Flag, Outcome},
 };
 
@@ -225,4 +225,63 @@ fn empty_syn_queue_of_a_listener_without_a_backlog_is_not_full() {
     let queues = Queues { accept_length: 0, accept_limit: 0, syn_length: 0 };
     let record = given_listener().syn_dropped(queues).wait(6 * SEC).expect(Outcome::SynDropped);
     assert_eq!(record.evidence.kind, EvidenceKind::NoSynAckMade);
+}
+
+/// A SYN to port 80 that a firewall dropped before any listener saw it.
+fn at_the_firewall() -> SegmentDropped {
+    SegmentDropped {
+        ends: given_listener().facts.ends,
+        isn: Some(5),
+        reason: Some(7),
+        ..SegmentDropped::default()
+    }
+}
+
+#[test]
+fn syn_that_the_firewall_answers_was_refused_by_this_host() {
+    for (answer, evidence) in
+        [(Rejection::Reset, EvidenceKind::ResetSent), (Rejection::Icmp, EvidenceKind::IcmpSent)]
+    {
+        let rejected = SegmentDropped { answer: Some(answer), reason: None, ..at_the_firewall() };
+        let server = given_listener().dropped(rejected.clone()).wait(SEC).dropped(rejected);
+        let record = server.wait(6 * SEC).expect(Outcome::Refused);
+        assert_eq!(record.evidence.kind, evidence);
+        assert_eq!(record.dropped.map(|dropped| (dropped.segments, dropped.cause)), Some((2, evidence)));
+        assert_eq!(record.process.map(|process| process.pid), Some(80), "who listens there");
+    }
+}
+
+#[test]
+fn syn_dropped_before_routing_is_a_handshake_of_who_listens_for_it_or_of_nobody() {
+    let unrouted = SegmentDropped { unrouted: true, ..at_the_firewall() };
+    let here = given_listener().dropped(unrouted.clone()).wait(6 * SEC).expect(Outcome::SynDropped);
+    assert_eq!(here.process.map(|process| process.pid), Some(80));
+    let mut elsewhere = unrouted;
+    elsewhere.ends.local = elsewhere.ends.local.map(|local| (local.ip(), local.port() + 1).into());
+    let server = given_listener().dropped(elsewhere);
+    assert_eq!(server.wait(6 * SEC).records(), vec![], "it was to be forwarded, for all that is known");
+}
+
+#[test]
+fn final_ack_at_a_full_accept_queue_that_is_answered_by_a_rst_leaves_nobody_connected() {
+    let server = given_listener().syn().syn_ack().wait(SEC).with(|facts| {
+        facts.reset_sent = true;
+        facts.accept_queue_length = 3;
+        facts.accept_queue_limit = Some(2);
+    });
+    let record = server.request_dies().expect(Outcome::Reset);
+    assert_eq!(record.evidence.kind, EvidenceKind::AcceptQueueFull);
+    assert_eq!(record.accept_queue.map(|queue| (queue.length, queue.limit)), Some((3, 2)));
+    assert_eq!(record.flags, vec![]);
+}
+
+#[test]
+fn subflow_that_joins_waits_for_no_accept() {
+    let server = given_listener().syn().syn_ack().wait(MS).with(|facts| {
+        facts.mptcp_join = true;
+        facts.accept_is_seen = false;
+    });
+    let record = server.final_ack().wait(SEC).expect(Outcome::Established);
+    assert_eq!(record.flags, vec![Flag::Mptcp, Flag::MptcpJoin]);
+    assert_eq!(record.phases.accept_ns, None);
 }

@@ -239,8 +239,8 @@ fn any_act() -> impl Strategy<Value = Act> {
 }
 
 fn any_drop() -> impl Strategy<Value = Act> {
-    (0..3_u16, any::<Option<bool>>(), any::<[bool; 2]>(), any::<Option<u32>>(), 0..3_u32).prop_map(
-        |(port, isn, [cookie_ack, outgoing], reason, length)| {
+    (0..3_u16, any::<Option<bool>>(), any::<[bool; 4]>(), any::<Option<u32>>(), 0..3_u32).prop_map(
+        |(port, isn, [cookie_ack, outgoing, answered, unrouted], reason, length)| {
             Act::SegmentDropped(Box::new(SegmentDropped {
                 ends: ends(port),
                 listener: None,
@@ -248,6 +248,8 @@ fn any_drop() -> impl Strategy<Value = Act> {
                 isn: isn.map(|same| if same { 0x0bad_f00d } else { 1 }),
                 cookie_ack,
                 outgoing,
+                answer: answered.then_some(Rejection::Reset),
+                unrouted,
                 reason,
                 queues: Some(Queues { accept_length: length, accept_limit: 1, syn_length: length }),
             }))

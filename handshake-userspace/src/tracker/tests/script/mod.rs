@@ -199,6 +199,8 @@ fn half_open() -> PassiveOpen {
         ack_dropped: false,
         end_not_seen: false,
         still_open: false,
+        reset_sent: false,
+        mptcp_join: false,
         own: false,
     }
 }
