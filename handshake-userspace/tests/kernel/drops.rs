@@ -20,7 +20,7 @@ use super::{
 };
 
 /// A listener of this process with room for two children.
-fn small_listener(netns: &Netns) -> (TcpListener, SocketAddr) {
+pub fn small_listener(netns: &Netns) -> (TcpListener, SocketAddr) {
     netns.on_thread("hs-listen", || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket");
         let any: SocketAddr = "0.0.0.0:0".parse().expect("an address");
@@ -33,7 +33,7 @@ fn small_listener(netns: &Netns) -> (TcpListener, SocketAddr) {
 }
 
 /// Fills its accept queue from inside its own namespace.
-fn fill(netns: &Netns, to: SocketAddr) -> [TcpStream; 2] {
+pub fn fill(netns: &Netns, to: SocketAddr) -> [TcpStream; 2] {
     netns.on_thread("hs-filler", || {
         let stream = [(); 2].map(|()| TcpStream::connect(to).expect("there is room"));
         // The client's end is ESTABLISHED first; then the children are queued.
@@ -268,14 +268,19 @@ fn a_final_ack_at_a_full_accept_queue_leaves_only_the_client_connected() {
 
 /// Drops every SYN in a chain; `None` where that can't be done.
 fn firewall(test: &str, netns: &Netns, chain: &str) -> Option<()> {
+    rule(test, netns, chain, "tcp flags & syn == syn drop")
+}
+
+/// One rule in a chain of that hook; `None` where that can't be done.
+pub fn rule(test: &str, netns: &Netns, chain: &str, rule: &str) -> Option<()> {
     if !in_vm() {
         skip(test, "this kernel has no nf_tables");
         return None;
     }
     let nft = |rule: &str| run(&format!("ip netns exec {} nft {rule}", netns.name()));
-    nft("add table ip hs");
-    nft(&format!("add chain ip hs {chain} {{ type filter hook {chain} priority 0 ; }}"));
-    nft(&format!("add rule ip hs {chain} tcp flags & syn == syn drop"));
+    nft("add table inet hs");
+    nft(&format!("add chain inet hs {chain} {{ type filter hook {chain} priority 0 ; }}"));
+    nft(&format!("add rule inet hs {chain} {rule}"));
     Some(())
 }
 

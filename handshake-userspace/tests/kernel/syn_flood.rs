@@ -68,6 +68,23 @@ impl Flood {
         }
     }
 
+    /// Sends one SYN from this end.
+    pub fn send_syn(&self, from: SocketAddrV4, isn: u32) {
+        self.send_one(from, Numbers { flags: SYN, sequence: isn, acknowledges: 0 });
+    }
+
+    /// Sends one ACK without data from this end.
+    pub fn send_ack(&self, from: SocketAddrV4, sequence: u32, acknowledges: u32) {
+        self.send_one(from, Numbers { flags: ACK, sequence, acknowledges });
+    }
+
+    fn send_one(&self, from: SocketAddrV4, numbers: Numbers) {
+        self.send_batch(
+            &mut [segment(from, self.to, numbers)],
+            &SockAddr::from(SocketAddrV4::new(*self.to.ip(), 0)),
+        );
+    }
+
     fn send_batch(&self, segments: &mut [[u8; IP_BYTES + TCP_BYTES]], to: &SockAddr) {
         use std::os::fd::AsRawFd as _;
         let mut parts: Vec<libc::iovec> = segments
@@ -103,19 +120,35 @@ fn syn(number: u64, to: SocketAddrV4) -> [u8; IP_BYTES + TCP_BYTES] {
     let from = Ipv4Addr::from(0x0a00_0000 | (mixed >> 15) as u32 & 0x00ff_ffff);
     let port = 0x8000 | mixed as u16 & 0x7fff;
     let isn = (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
+    segment(SocketAddrV4::new(from, port), to, Numbers { flags: SYN, sequence: isn, acknowledges: 0 })
+}
+
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+/// What a segment says beside its ends.
+struct Numbers {
+    flags: u8,
+    sequence: u32,
+    acknowledges: u32,
+}
+
+/// A segment without data.
+fn segment(from: SocketAddrV4, to: SocketAddrV4, numbers: Numbers) -> [u8; IP_BYTES + TCP_BYTES] {
     let mut segment = [0; IP_BYTES + TCP_BYTES];
     let (ip, tcp) = segment.split_at_mut(IP_BYTES);
     // The kernel fills in total length, identification and checksum of the IPv4 header.
     ip[0] = 0x45;
     ip[8] = 64;
     ip[9] = libc::IPPROTO_TCP as u8;
-    ip[12..16].copy_from_slice(&from.octets());
+    ip[12..16].copy_from_slice(&from.ip().octets());
     ip[16..20].copy_from_slice(&to.ip().octets());
-    tcp[..2].copy_from_slice(&port.to_be_bytes());
+    tcp[..2].copy_from_slice(&from.port().to_be_bytes());
     tcp[2..4].copy_from_slice(&to.port().to_be_bytes());
-    tcp[4..8].copy_from_slice(&isn.to_be_bytes());
+    tcp[4..8].copy_from_slice(&numbers.sequence.to_be_bytes());
+    tcp[8..12].copy_from_slice(&numbers.acknowledges.to_be_bytes());
     tcp[12] = (TCP_BYTES as u8 / 4) << 4;
-    tcp[13] = 0x02;
+    tcp[13] = numbers.flags;
     tcp[14..16].copy_from_slice(&64_240_u16.to_be_bytes());
     // Maximum segment size 1460 (RFC 9293 section 3.2).
     tcp[20..24].copy_from_slice(&[2, 4, 0x05, 0xb4]);
