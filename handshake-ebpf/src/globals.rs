@@ -23,6 +23,11 @@ pub static LOCKED_DOWN: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static LOADED_NS: Global<u64> = Global::new(0);
 
+/// 1 where the tracepoint tcp_retransmit_skb has a third argument, the error (6.17 and later): it fires for attempts that
+/// failed too then.
+#[unsafe(no_mangle)]
+pub static RETRANSMIT_ERROR_IS_TOLD: Global<u32> = Global::new(0);
+
 /// Waiting bytes at which the reader is woken before its timer: a part of the ring.
 #[unsafe(no_mangle)]
 pub static WAKE_AT_BYTES: Global<u64> = Global::new(256 * 1024);

@@ -14,7 +14,7 @@ use handshake_common::{
 use super::{argument, request_end::TIMER_WORK_NS};
 use crate::{
     emit::{now_ns, submit},
-    globals::offset,
+    globals::{RETRANSMIT_ERROR_IS_TOLD, offset},
     kernel::{
         preempt,
         read::{Direct, Memory},
@@ -23,6 +23,10 @@ use crate::{
     },
     maps::{self, ACTIVE_OPENS, IN_SOFTIRQ, QUEUED, insert_request, remove_request},
 };
+
+/// -EBUSY: the segment of before has not left this host yet (it waits for its neighbour's address, or in a queue), so
+/// TCP has sent nothing.
+const STILL_WAITS: i32 = -16;
 
 /// A segment is sent again.
 #[inline(always)]
@@ -113,7 +117,11 @@ fn syn_ack_sent_again<M: Memory>(sender: Sock<M>, request: RequestSock<M>) {
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 pub fn hs_syn_rexmit(context: BtfTracePointContext) -> i32 {
     preempt::disable();
-    segment_sent_again(Sock::<Direct>::at(argument!(context, 0)));
+    // Where the kernel has no such argument the verifier never sees it read.
+    let error = if RETRANSMIT_ERROR_IS_TOLD.load() != 0 { context.arg::<i32>(2) } else { 0 };
+    if error != STILL_WAITS {
+        segment_sent_again(Sock::<Direct>::at(argument!(context, 0)));
+    }
     preempt::enable();
     0
 }

@@ -23,6 +23,7 @@ pub(super) struct Globals {
     pub(super) filter: Filter,
     pub(super) locked_down: u32,
     pub(super) told_reasons: [u64; 4],
+    pub(super) retransmit_error_is_told: u32,
     pub(super) ring_bytes: u32,
 }
 
@@ -40,6 +41,7 @@ impl Globals {
             .override_global("LOADED_NS", &loaded_ns, true)
             .override_global("WAKE_AT_BYTES", &wake_at_bytes, true)
             .override_global("TOLD_REASONS", &self.told_reasons, true)
+            .override_global("RETRANSMIT_ERROR_IS_TOLD", &self.retransmit_error_is_told, true)
             // Absent when no log statement survived compilation.
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", self.ring_bytes)

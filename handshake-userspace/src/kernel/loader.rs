@@ -44,7 +44,7 @@ const FAILURES_THAT_CONDEMN_A_MODE: usize = 2;
 pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let bytes = object()?;
     let path = options.btf.clone().unwrap_or_else(|| BTF_OF_THE_KERNEL.into());
-    let (resolved, drop_reasons, object) = resolve(&path, bytes)?;
+    let Known { resolved, drop_reasons, object, retransmit_error_is_told } = resolve(&path, bytes)?;
     let missing = host::missing_capabilities();
     if !missing.is_empty() {
         return Err(StartError::NoPrivilege(format!(
@@ -69,6 +69,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         filter,
         locked_down: u32::from(locked),
         told_reasons: drop_reasons.told(),
+        retransmit_error_is_told: u32::from(retransmit_error_is_told),
         ring_bytes,
     };
     let mut ebpf = globals.load(object.as_bytes(), &btf, cpus)?;
@@ -129,10 +130,15 @@ fn refusal(problem: &str, btf: &std::path::Path) -> String {
     )
 }
 
-fn resolve(
-    path: &std::path::Path,
-    object: &[u8],
-) -> Result<(ResolvedOffsets, DropReasons, Object), StartError> {
+/// What the kernel's BTF says.
+struct Known {
+    resolved: ResolvedOffsets,
+    drop_reasons: DropReasons,
+    object: Object,
+    retransmit_error_is_told: bool,
+}
+
+fn resolve(path: &std::path::Path, object: &[u8]) -> Result<Known, StartError> {
     if !path.exists() {
         return Err(StartError::Unsupported(format!(
             "{} does not exist: this kernel was built without BTF (CONFIG_DEBUG_INFO_BTF), so the places of its \
@@ -148,7 +154,12 @@ fn resolve(
         )),
     })?;
     let offsets = offsets::resolve(&btf).map_err(|error| StartError::Unsupported(error.to_string()))?;
-    Ok((offsets, super::drop_reasons::of(&btf), kernel_calls::resolve(object, &btf)))
+    Ok(Known {
+        resolved: offsets,
+        drop_reasons: super::drop_reasons::of(&btf),
+        object: kernel_calls::resolve(object, &btf),
+        retransmit_error_is_told: btf.tracepoint_args("tcp_retransmit_skb") == Some(3),
+    })
 }
 
 fn attached(hooks: &[HookStatus], name: &str) -> Option<Attach> {

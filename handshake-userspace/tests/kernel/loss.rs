@@ -11,7 +11,7 @@ use super::{
     netns::{CLIENT_V4, Pair, SERVER_V4},
     peer::Server,
     record::{Record, all_of},
-    traffic::{ESTABLISHED, SYN_SENT, connect_without_waiting, finish, wait_for_state},
+    traffic::{ESTABLISHED, SYN_SENT, connect_without_waiting, finish, until, wait_for_state},
     watch::Watch,
     whole::{AT_ONCE, ETHERNET_MSS, Whole, expect_one_handshake},
 };
@@ -96,6 +96,38 @@ fn a_lost_syn_is_one_second_of_waiting_and_no_round_trip() {
         .within("retransmits.waited_ns", 950..=1_400)
         .nothing_else();
     // The lost SYN is nothing that a server could know of.
+    let accepted = watch.wait_for_end("server", server.port);
+    served_by(&accepted, &pair, &server).served(0..=300).nothing_else();
+    one_handshake(watch, &pair, &client, &accepted);
+}
+
+#[test]
+fn a_syn_that_waits_for_its_neighbours_address_is_sent_once() {
+    if !is_fit("a_syn_that_waits_for_its_neighbours_address_is_sent_once") {
+        return;
+    }
+    let (pair, watch, server, to) = scene();
+    pair.client.ip(&format!("neigh del {SERVER_V4} dev veth0"));
+    // TCP's timer fires after one second, while the SYN is still here; ARP asks again after that.
+    pair.client.set("ipv4/neigh/veth0/retrans_time_ms", "1600");
+    pair.server.set("ipv4/conf/all/arp_ignore", "8");
+    let _socket = pair.client.on_thread("hs-client", || {
+        let socket = connect_without_waiting(to);
+        let end = format!(":{:04X} 02 ", to.port());
+        until("TCP's timer has fired", || {
+            let sockets = std::fs::read_to_string("/proc/thread-self/net/tcp").expect("it can be read");
+            let fired = |line: &str| line.split_whitespace().nth(6) == Some("00000001");
+            sockets.lines().any(|line| line.contains(&end) && fired(line))
+        });
+        pair.server.set("ipv4/conf/all/arp_ignore", "0");
+        finish(&socket).expect("the SYN leaves");
+        socket
+    });
+    let client = watch.wait_for_end("client", server.port);
+    client_after(&client, &pair, server.port, 1_400..=3_000)
+        .syns(0)
+        .within("rtt_ns", 1_400..=3_000)
+        .nothing_else();
     let accepted = watch.wait_for_end("server", server.port);
     served_by(&accepted, &pair, &server).served(0..=300).nothing_else();
     one_handshake(watch, &pair, &client, &accepted);

@@ -7,12 +7,13 @@
 use std::{
     fs::File,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::environment::run;
+use super::{environment::run, traffic::until};
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -52,6 +53,12 @@ impl Netns {
     pub fn lose_name(mut self) -> Self {
         run(&format!("ip netns del {}", std::mem::take(&mut self.name)));
         self
+    }
+
+    fn link_is_up(&self) -> bool {
+        let shown = Command::new("ip").args(["-n", &self.name, "link", "show", "veth0"]).output();
+        let text = String::from_utf8(shown.expect("ip can be run").stdout).expect("it prints text");
+        text.contains(" state UP ") && !text.contains(" qdisc noop ")
     }
 
     /// The inode number that records name it by.
@@ -104,7 +111,7 @@ impl Drop for Netns {
             return;
         }
         // A panic in a test must not become an abort; what is left behind has this process's id in its name.
-        let _ = std::process::Command::new("ip").args(["netns", "del", &self.name]).status();
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
 }
 
@@ -129,6 +136,10 @@ impl Pair {
         }
         pair.client_reaches_server(true);
         pair.server_reaches_client(true);
+        for netns in [&pair.client, &pair.server] {
+            // On a busy machine the link carries nothing yet when the command returns, and drops what is sent.
+            until("the link is up", || netns.link_is_up());
+        }
         pair
     }
 
