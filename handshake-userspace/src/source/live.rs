@@ -5,8 +5,6 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::{CounterReading, EventSource, SourceError, SourceItem, ring_buffer::RingBufferSource};
 use crate::{
     kernel::{Attached, KernelCounters, LiveTrace, Sweeper},
@@ -35,8 +33,8 @@ struct Leftover {
     counters: KernelCounters,
     /// As it was before: the kernel keeps it with the programs, which are gone.
     missed_probes: Option<u64>,
-    /// Events of the requests that were half open then.
-    still_open: Vec<Bytes>,
+    /// Knows the requests that were half open then, until it was asked.
+    sweeper: Option<Sweeper>,
 }
 
 impl LiveSource {
@@ -79,11 +77,14 @@ impl EventSource for LiveSource {
 
     fn drain(&mut self, batch: &mut Vec<SourceItem>) -> Result<(), SourceError> {
         self.ring().map_or(Ok(()), |ring| ring.drain(batch))?;
-        // Behind what the ring says of them: theirs is the latest time.
+        // Behind what the ring says of them, and at a time after its tick: detaching takes longer than the ordering
+        // window.
         if let Hooks::Detached(left) = &mut self.hooks
             && !batch.iter().any(|item| matches!(item, SourceItem::Event(_)))
+            && let Some(sweeper) = left.sweeper.take()
         {
-            batch.extend(std::mem::take(&mut left.still_open).into_iter().map(SourceItem::Event));
+            let open = sweeper.still_open(super::ring_buffer::monotonic_ns());
+            batch.extend(open.into_iter().map(SourceItem::Event));
         }
         Ok(())
     }
@@ -111,8 +112,12 @@ impl EventSource for LiveSource {
             Hooks::Attached(trace) => {
                 let missed_probes = trace.counters.missed_probes();
                 let (source, counters, sweeper) = detached(*trace);
-                let still_open = sweeper.still_open(super::ring_buffer::monotonic_ns());
-                Hooks::Detached(Box::new(Leftover { source, counters, missed_probes, still_open }))
+                Hooks::Detached(Box::new(Leftover {
+                    source,
+                    counters,
+                    missed_probes,
+                    sweeper: Some(sweeper),
+                }))
             }
             other => other,
         };

@@ -25,6 +25,7 @@ mod forbidden;
 mod full_queue;
 mod giving_up;
 mod identity;
+mod joined_ids;
 mod loss;
 mod lost_for_good;
 mod migration;

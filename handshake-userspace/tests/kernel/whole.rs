@@ -286,10 +286,14 @@ impl<'a> Whole<'a> {
 
 impl Whole<'_> {
     /// What says more of a fact that was asked for: how the kernel measured the round trip, which it does for what was
-    /// established, and which part of the wait for accept() was before the call. Tests of their own ask for their values.
+    /// established; which part of the wait for accept() was before the call; that the error was noted before it ended
+    /// anything. Tests of their own ask for their values.
     fn ask_for_second_opinions(&mut self) {
-        if self.record.text("outcome") == Some("established") {
+        if self.asked.contains("latency_ns") {
             self.asked.insert("kernel_rtt_us".to_owned());
+        }
+        if self.record.text("evidence.soft_errno") == self.record.text("evidence.errno") {
+            self.asked.insert("evidence.soft_errno".to_owned());
         }
         if self.asked.contains("phases.accept_ns") {
             self.asked.insert("phases.accept_call_ns".to_owned());
