@@ -75,6 +75,36 @@ fn executable_in(messages: &str) -> Option<PathBuf> {
     })
 }
 
+/// Where a run's output is kept. That of a run under a filter stands beside the whole one's, and a whole run makes those of
+/// before obsolete.
+fn kept_output(run: &str, filter: &str) -> PathBuf {
+    if !filter.is_empty() {
+        let word: String = filter.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        return output_folder().join(format!("{run}.{word}.log"));
+    }
+    for part in parts_of(run) {
+        let _ = fs::remove_file(part);
+    }
+    output_folder().join(format!("{run}.log"))
+}
+
+/// The outputs of the runs under a filter, the latest last.
+pub fn parts_of(run: &str) -> Vec<PathBuf> {
+    let mut parts: Vec<_> = fs::read_dir(output_folder())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let part = name.to_str().and_then(|name| name.strip_prefix(run)?.strip_suffix(".log"));
+            part.is_some_and(|part| part.starts_with('.'))
+        })
+        .map(|entry| (entry.metadata().and_then(|about| about.modified()).ok(), entry.path()))
+        .collect();
+    parts.sort();
+    parts.into_iter().map(|(_, path)| path).collect()
+}
+
 /// Runs the tests on this machine's own kernel, where tracepoints are what every kernel has.
 pub fn live(binary: &Path, filter: &str, results: &mut Results) -> Result<()> {
     test::heading("host: kernel tests in tracepoint mode");
@@ -86,7 +116,7 @@ pub fn live(binary: &Path, filter: &str, results: &mut Results) -> Result<()> {
         Ok(mut command) => {
             fs::create_dir_all(output_folder())
                 .with_context(|| format!("cannot create {}", output_folder().display()))?;
-            let kept = output_folder().join(format!("{}.log", table::HOST));
+            let kept = kept_output(table::HOST, filter);
             results.runs.push(test::watch(&mut command, "host", "tracepoint", Some(&kept))?);
         }
         Err(error) => {
@@ -189,7 +219,7 @@ impl Job<'_> {
             tally.line_from_outside(line);
         });
         tally.finish(fault.as_deref());
-        let file = output_folder().join(format!("{}-{}.log", self.kernel.name, self.mode.name()));
+        let file = kept_output(&format!("{}-{}", self.kernel.name, self.mode.name()), chosen.filter);
         if let Err(error) = fs::write(&file, &log) {
             eprintln!("xtask: cannot write {}: {error}", file.display());
         }

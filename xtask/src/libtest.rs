@@ -99,6 +99,19 @@ impl Tally {
         ok.retain(|name| !failed.contains(name));
     }
 
+    /// Takes the results of a later run of some of the tests in the place of its own.
+    pub fn replace_by(&mut self, later: Tally) {
+        let again: Vec<String> = later.outcomes().map(|(name, _)| name.to_owned()).collect();
+        self.ok.retain(|name| !again.contains(name));
+        self.failed.retain(|name| !again.contains(name));
+        self.announced
+            .retain(|name, _| !again.iter().any(|test| test == name || test.ends_with(&format!("::{name}"))));
+        self.ok.extend(later.ok);
+        self.failed.extend(later.failed);
+        self.ignored.extend(later.ignored);
+        self.announced.extend(later.announced);
+    }
+
     /// Ends the run; `fault` says how the process ended when that was not with success.
     pub fn finish(&mut self, fault: Option<&str>) {
         if let Some(name) = self.running.take() {
@@ -175,6 +188,15 @@ mod tests {
         }
         tally.finish(None);
         assert_eq!((tally.passed(), &tally.failed[..]), (1, &["b".to_owned()][..]));
+    }
+
+    #[test]
+    fn what_ran_again_counts_as_it_was_the_last_time() {
+        let mut all = tally("test a ... FAILED\ntest b ... ok\ntest c ... SKIP c: no root\nok", None);
+        all.replace_by(tally("test a ... ok\ntest c ... ok", None));
+        assert_eq!((all.passed(), all.failed.len(), all.skipped().len()), (3, 0, 0));
+        all.replace_by(tally("test b ... FAILED", None));
+        assert_eq!((all.passed(), &all.failed[..]), (2, &["b".to_owned()][..]));
     }
 
     #[test]

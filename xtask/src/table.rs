@@ -6,7 +6,7 @@
 //! `target/test-output`. A run of which nothing is kept has no column, and is named below the table.
 
 use crate::{
-    kernel_test::output_folder,
+    kernel_test::{output_folder, parts_of},
     kernels::Selection,
     libtest::{Outcome, Tally},
     test::Mode,
@@ -17,7 +17,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs,
-    io::ErrorKind,
+    path::Path,
 };
 
 const BEGIN: &str = "<!-- `cargo xtask table` writes from here -->\n";
@@ -73,20 +73,27 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// `None` when nothing is kept of it.
+/// `None` when nothing is kept of it. What ran again under a filter counts as it was the last time.
 fn read(name: &str) -> Result<Option<Tally>> {
-    let path = output_folder().join(format!("{name}.log"));
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-    };
+    let whole = output_folder().join(format!("{name}.log"));
+    if !whole.exists() {
+        return Ok(None);
+    }
+    let mut tally = parse(&whole)?;
+    for part in parts_of(name) {
+        tally.replace_by(parse(&part)?);
+    }
+    Ok(Some(tally))
+}
+
+fn parse(path: &Path) -> Result<Tally> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut tally = Tally::default();
     for line in text.lines() {
         tally.line(line);
     }
     tally.finish(None);
-    Ok(Some(tally))
+    Ok(tally)
 }
 
 /// The binary has tests of its own parts too, in modules of that name.
