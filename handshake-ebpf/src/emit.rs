@@ -124,6 +124,12 @@ impl<T> Slot<T> {
         unsafe { &mut (*self.entry.as_mut_ptr()).payload }
     }
 
+    /// Gives the room back: there is nothing to tell after all.
+    #[inline(always)]
+    pub fn discard(self) {
+        self.entry.discard(u64::from(BPF_RB_NO_WAKEUP));
+    }
+
     /// Hands it to the daemon.
     #[inline(always)]
     pub fn submit(self) {

@@ -17,7 +17,7 @@ use handshake_common::{
     },
     filter::ROLE_SERVER,
     request::Request,
-    tcp::{ACK, FIN, Negotiated, RST, SYN, TcpState},
+    tcp::{ACK, FIN, Negotiated, RST, SYN, TcpState, known},
 };
 
 use super::{argument, request_end};
@@ -199,6 +199,11 @@ pub fn gather<M: Memory>(request: RequestSock<M>, passive: &mut PassiveOpen) {
     };
     // SAFETY: a live entry.
     let entry = unsafe { &*entry };
+    if entry.isns_known & known::REMOTE_ISN != 0 && entry.remote_isn != passive.negotiated.remote_isn {
+        // The one before it at this address, whose end was not seen, as this one's beginning was not.
+        passive.flags |= flags::SYN_TABLE_FULL;
+        return;
+    }
     // The kernel's stamp is in whole microseconds, cut off: the request was created before the SYN-ACK was
     // sent, so the later of the two is the nearer.
     if passive.synack_ns < entry.created_ns {

@@ -75,7 +75,7 @@ pub fn request_dropped<M: Memory>(request: RequestSock<M>, attach: Attach) {
     if how == DIED && request.is_unhashed() {
         return;
     }
-    died(request, generation_ns, how, attach);
+    died(request, generation_ns, how, how == DIED, attach);
 }
 
 /// A request that no table of ours has, and that is about to be dropped: the kernel skipped the program that should
@@ -112,13 +112,14 @@ pub fn request_freed<M: Memory>(request: RequestSock<M>, attach: Attach) {
     if how == LIVES_ON {
         remove_request(key);
     } else {
-        died(request, generation_ns, how, attach);
+        died(request, generation_ns, how, false, attach);
     }
 }
 
-/// Tells it; `how` is DIED, or the flags of a death that MPTCP decided. A generation of 0 is none of our tables'.
+/// Tells it; `how` is DIED, or the flags of a death that MPTCP decided. A generation of 0 is none of our tables'. `is_hashed`:
+/// it was so a moment ago, and if it is no longer, another CPU has taken it meanwhile and tells.
 #[inline(always)]
-fn died<M: Memory>(request: RequestSock<M>, generation_ns: u64, how: u32, attach: Attach) {
+fn died<M: Memory>(request: RequestSock<M>, generation_ns: u64, how: u32, is_hashed: bool, attach: Attach) {
     let key = request.key();
     let mut bits = how;
     if how == DIED && timer_is_of(key) {
@@ -137,6 +138,10 @@ fn died<M: Memory>(request: RequestSock<M>, generation_ns: u64, how: u32, attach
         event.flags |= bits;
         event.old_state = TcpState::NewSynReceived as u8;
         event.new_state = TcpState::Closed as u8;
+        if is_hashed && request.is_unhashed() {
+            slot.discard();
+            return;
+        }
         slot.submit();
     }
     remove_request(key);

@@ -230,6 +230,9 @@ impl Report {
             let ours = record.number(field);
             if self.may_be_partial && ours.is_some_and(|ours| ours < *count) {
                 self.partial += 1;
+            } else if ours.is_some_and(|ours| ours > *count) && self.is_server && one.is_raced_by_a_syn() {
+                // TCP worked on that SYN first, and answered it.
+                self.raced += 1;
             } else if ours.is_some_and(|ours| ours != *count) {
                 wrong.push(format!("{field} is {count} on the wire"));
             }

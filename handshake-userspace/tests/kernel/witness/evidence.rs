@@ -25,9 +25,10 @@ impl Subject {
         self.mode != "tracepoint"
     }
 
-    /// Without probes nobody sees a request that dies half open (KERNEL.md, "Tracepoint mode's limits").
+    /// Without probes nobody sees a request that dies half open (KERNEL.md, "Tracepoint mode's limits"), and in kprobe
+    /// mode nobody one whose beginning and end were both in a softirq that interrupted a program.
     pub fn misses_half_open(&self) -> bool {
-        self.mode == "tracepoint"
+        matches!(self.mode.as_str(), "tracepoint" | "kprobe")
     }
 }
 

@@ -60,6 +60,14 @@ pub struct OnTheWire {
 }
 
 impl OnTheWire {
+    /// Whether its SYN came once more, behind the final ACK and so close to it that either may have been first to TCP.
+    pub fn is_raced_by_a_syn(&self) -> bool {
+        match (self.end, self.late_syn_ns) {
+            (Some((_, ended_ns)), Some(syn_ns)) => (syn_ns - ended_ns).abs() < AT_ONCE_NS,
+            _ => false,
+        }
+    }
+
     fn begun_by_syn(first_syn_ns: i64) -> Self {
         OnTheWire {
             first_syn_ns,
