@@ -75,6 +75,11 @@ fn executable_in(messages: &str) -> Option<PathBuf> {
     })
 }
 
+/// A filter may name several tests, or parts of names.
+fn names_of(filter: &str) -> impl Iterator<Item = &str> {
+    filter.split(',').filter(|name| !name.is_empty())
+}
+
 /// Where a run's output is kept. That of a run under a filter stands beside the whole one's, and a whole run makes those of
 /// before obsolete.
 fn kept_output(run: &str, filter: &str) -> PathBuf {
@@ -110,8 +115,9 @@ pub fn live(binary: &Path, filter: &str, results: &mut Results) -> Result<()> {
     test::heading("host: kernel tests in tracepoint mode");
     let variable = format!("HANDSHAKE_BIN={}", workspace::release_binary().display());
     let program = binary.to_string_lossy();
-    let arguments =
-        [&variable, "HANDSHAKE_ATTACH=tracepoint", &*program, "--test-threads=1", "--show-output", filter];
+    let mut arguments =
+        vec![&*variable, "HANDSHAKE_ATTACH=tracepoint", &*program, "--test-threads=1", "--show-output"];
+    arguments.extend(names_of(filter));
     match command::as_root("env", &arguments, "tracing") {
         Ok(mut command) => {
             fs::create_dir_all(output_folder())
@@ -250,10 +256,11 @@ impl Job<'_> {
         // The floods of tests/kernel/bounds.rs in full (docs/TESTING.md, Bounds).
         let is_full = std::env::var("HANDSHAKE_BOUNDS").is_ok_and(|value| value == "full");
         let bounds = if is_full { "HANDSHAKE_BOUNDS=full " } else { "" };
-        let filter = chosen.filter;
+        let filters: Vec<String> = names_of(chosen.filter).map(|name| format!("'{name}'")).collect();
+        let filters = filters.join(" ");
         let script = format!(
             "HANDSHAKE_BIN=/w/handshake HANDSHAKE_VM=1 HANDSHAKE_ATTACH={attach} {lockdown}{long}{bounds}RUST_BACKTRACE=0 \
-             ./kernel-tests --test-threads=1 --show-output '{filter}'"
+             ./kernel-tests --test-threads=1 --show-output {filters}"
         );
         let files = [
             (workspace::release_binary(), "handshake".to_owned()),

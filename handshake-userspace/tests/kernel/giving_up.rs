@@ -97,7 +97,8 @@ fn a_socket_closed_in_syn_sent_is_cancelled() {
         unanswered(&record, "cancelled", &pair.client, to.port(), again)
             .evidence("closed_in_syn_sent", None)
             .thread("hs-client")
-            .within("failed_after_ns", again * 950..=again * 1_000 + 900)
+            // 5.10 was seen to send the second SYN after two seconds.
+            .within("failed_after_ns", again * 950..=again * 2_500 + 900)
             .also(again == 1, |whole| whole.within("retransmits.waited_ns", 950..=1_500))
             .flags(&["non_blocking"])
             .nothing_else();
@@ -264,9 +265,10 @@ fn an_icmp_ends_a_handshake_without_any_rst() {
             .thread("hs-client")
             .present("isn.local")
             .within("phases.local_ns", AT_ONCE)
-            .within("failed_after_ns", again * 950..=again * 1_000 + 900)
+            // 5.10 was seen to send the second SYN after two seconds.
+            .within("failed_after_ns", again * 950..=again * 2_500 + 900)
             .syns(again)
-            .also(again == 1, |whole| whole.within("retransmits.waited_ns", 950..=1_900))
+            .also(again == 1, |whole| whole.within("retransmits.waited_ns", 950..=3_400))
             .flags(&[])
             .nothing_else();
     }
