@@ -37,8 +37,9 @@ use crate::{
 
 /// A timer lies inside its request sock, which is no larger than this.
 const REQUEST_BYTES: u64 = 512;
-/// A request that dies by its timer dies in the same call: within this time of the timer's start.
-pub const TIMER_WORK_NS: u64 = 10_000_000;
+/// A request that dies by its timer dies in the same call: within this time of the timer's start, though a hypervisor stops
+/// the CPU meanwhile. A timer that sends the SYN-ACK again ends nothing, and clears its mark.
+pub const TIMER_WORK_NS: u64 = 1_000_000_000;
 
 /// A request's SYN-ACK timer fired: it sends the SYN-ACK again, or gives up within this call.
 #[inline(always)]

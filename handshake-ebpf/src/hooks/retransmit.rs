@@ -134,6 +134,11 @@ pub fn hs_synack_rexmit(context: BtfTracePointContext) -> i32 {
         Sock::<Direct>::at(argument!(context, 0)),
         RequestSock::<Direct>::at(argument!(context, 1)),
     );
+    // If this was the request's timer, it has not given up.
+    if let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) {
+        // SAFETY: this CPU's own entry.
+        unsafe { (*work).timer = 0 };
+    }
     preempt::enable();
     0
 }

@@ -92,9 +92,9 @@ fn a_request_that_is_half_open_when_we_stop_is_told_as_incomplete() {
         .joined()
         .within("phases.synack_ns", 0..=500)
         // A busy machine may stop us later than the kernel waits for the first answer.
-        .number_in("retransmits.syn_ack", 0..=2)
-        .number_in("retransmits.syn_seen", 1..=3)
-        .within("retransmits.waited_ns", 0..=4_000)
+        .number_in("retransmits.syn_ack", 0..=6)
+        .number_in("retransmits.syn_seen", 1..=4)
+        .within("retransmits.waited_ns", 0..=16_000)
         .flags(&[])
         .nothing_else();
     assert_eq!(half.get("isn.remote"), clients[0].get("isn.local"), "{half}\n{}", clients[0]);
