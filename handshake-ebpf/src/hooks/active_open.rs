@@ -266,6 +266,18 @@ fn report_end<M: Memory>(
         // this host); TCP's own count is not. It is cleared by an ACK, so it says nothing at ESTABLISHED.
         event.syn_retransmits = u16::from(retransmits);
     }
+    if new_state == TcpState::Closed as u8
+        && event.syn_sent_ns == 0
+        && event.answered_ns == 0
+        && event.syn_retransmits == 0
+        && event.called_ns != 0
+    {
+        // The kernel skipped our hook on the SYN. Since connect() was called TCP has looked at the clock for one segment.
+        let last_ns = sock.last_segment_ns();
+        if last_ns >= event.called_ns {
+            event.syn_sent_ns = last_ns;
+        }
+    }
     // sock_ops could not tell the ISN when the SYN left. Where the kernel skipped our hook on it, a segment that came,
     // one that was sent again, or a connect() that returned all the same shows that it did; where it skipped all of
     // them, the numbers alone do.
