@@ -73,9 +73,7 @@ pub fn is_fit_once(test: &str) -> bool {
     if !is_fit(test) {
         return false;
     }
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let here = attach() == "fentry" && !is_locked_down() && release.starts_with("6.12.");
-    let wanted = !in_vm() || std::env::var_os("HANDSHAKE_LONG").is_some() || here;
+    let wanted = !in_vm() || std::env::var_os("HANDSHAKE_LONG").is_some() || runs_once_here();
     if !wanted {
         skip(
             test,
@@ -95,6 +93,12 @@ pub fn is_fit_for_long(test: &str) -> bool {
         skip(test, "it takes a minute or more in an emulated guest; `cargo xtask test --long` runs it");
     }
     wanted
+}
+
+/// Of all guests the one in which what runs in one guest only does.
+pub fn runs_once_here() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    attach() == "fentry" && !is_locked_down() && release.starts_with("6.12.")
 }
 
 /// Whether segments can be delayed here.

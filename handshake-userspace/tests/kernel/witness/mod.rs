@@ -17,7 +17,9 @@ mod workload;
 use std::path::{Path, PathBuf};
 
 use super::{
-    environment::{attach, in_vm, is_fit, is_fit_for_long, is_locked_down, program_exists, skip},
+    environment::{
+        attach, in_vm, is_fit, is_fit_for_long, is_locked_down, program_exists, runs_once_here, skip,
+    },
     record::Record,
     tracer::Tracer,
     traffic::until,
@@ -41,12 +43,8 @@ fn every_handshake_on_the_wire_is_in_our_records_and_none_besides() {
         }
         return;
     }
-    // In the mode that most people get it runs on every kernel, always.
-    let fits = if in_vm() && attach() == "fentry" && !is_locked_down() {
-        is_fit(NAME)
-    } else {
-        is_fit_for_long(NAME)
-    };
+    // In the mode and on a kernel that most people have it always runs.
+    let fits = if in_vm() && runs_once_here() { is_fit(NAME) } else { is_fit_for_long(NAME) };
     if !fits || !can_run("tcpdump") || !in_vm() && !can_run("tshark") {
         return;
     }
