@@ -80,6 +80,8 @@ offsets! {
     srtt_us = "tcp_sock"."srtt_us",
     /// `tcp_sock.tcp_clock_cache`: CLOCK_MONOTONIC at the last segment sent or received.
     tcp_clock_cache = "tcp_sock"."tcp_clock_cache",
+    /// `tcp_sock.total_retrans`: segments sent again since the socket was made, or disconnected.
+    total_retrans = "tcp_sock"."total_retrans",
     /// `tcp_sock.rcv_nxt`.
     rcv_nxt = "tcp_sock"."rcv_nxt",
     /// `tcp_sock.snd_una`.

@@ -128,8 +128,8 @@ pub struct ActiveOpen {
     pub syn_retransmits: u16,
     /// TCP flags of the answer.
     pub answer_flags: u8,
-    /// Keeps the layout free of padding.
-    pub reserved: u8,
+    /// `total_retrans` when it was inserted, its low byte: an earlier connect() of the socket may have sent SYNs again.
+    pub sent_again_before: u8,
 }
 
 /// [`ActiveOpen::flags`], never in an event: the socket left SYN-SENT, only the call's return is awaited.
@@ -265,7 +265,7 @@ static NO_ACTIVE_OPEN: ActiveOpen = ActiveOpen {
     flags: 0,
     syn_retransmits: 0,
     answer_flags: 0,
-    reserved: 0,
+    sent_again_before: 0,
 };
 
 /// What a new entry of [`QUEUED`] is copied from: all zeroes, as words because the payload has no constant

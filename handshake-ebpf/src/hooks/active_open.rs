@@ -34,8 +34,8 @@ use crate::{
 
 /// Begins an entry of `ACTIVE_OPENS` for the running thread.
 #[inline(always)]
-pub fn begin(key: u64, called_ns: u64) -> Option<*mut ActiveOpen> {
-    let open = new_active_open(key)?;
+pub fn begin<M: Memory>(sock: Sock<M>, called_ns: u64) -> Option<*mut ActiveOpen> {
+    let open = new_active_open(sock.key())?;
     let mut bits = 0;
     if let Some(runtime) = RUNTIME.get_ptr(0)
         // SAFETY: the array's one live entry; aligned u32.
@@ -51,6 +51,7 @@ pub fn begin(key: u64, called_ns: u64) -> Option<*mut ActiveOpen> {
         (*open).generation_ns = called_ns;
         (*open).called_ns = called_ns;
         (*open).flags = bits;
+        (*open).sent_again_before = sock.sent_again() as u8;
         task::owner(&mut (*open).owner);
     }
     Some(open)
@@ -70,7 +71,7 @@ pub fn syn_sent<M: Memory>(sock: Sock<M>, attach: Attach) {
             return;
         }
         // connect() was called before we watched, or the table was full then and may have room now.
-        if let Some(open) = begin(key, now) {
+        if let Some(open) = begin(sock, now) {
             // SAFETY: the entry that was just made. When connect() was called is unknown.
             unsafe { (*open).called_ns = 0 };
         }
@@ -290,6 +291,15 @@ fn report_end<M: Memory>(
         sock.isn_of_unanswered_syn(&mut event.negotiated);
     }
     if new_state == TcpState::Established as u8 {
+        if let Some(open) = open {
+            // A second witness: beside a packet capture the tracepoint was once not seen for a SYN sent again.
+            // SAFETY: a live entry.
+            let before = unsafe { (*open).sent_again_before };
+            let again = u16::from((sock.sent_again() as u8).wrapping_sub(before));
+            if again > event.syn_retransmits && time_ns == 0 {
+                event.syn_retransmits = again;
+            }
+        }
         sock.negotiated(&mut event.negotiated, true);
         let fast_open = sock.fast_open_bits();
         if fast_open & SYN_DATA_BIT != 0 {

@@ -54,7 +54,7 @@ pub fn connect_called<M: Memory>(sock: Sock<M>, address: *const u8) {
         count(Counter::Filtered);
         return;
     }
-    let Some(open) = active_open::begin(key, now_ns()) else { return };
+    let Some(open) = active_open::begin(sock, now_ns()) else { return };
     // SAFETY: the entry that was just made; this thread holds the socket's lock.
     let endpoints = unsafe { &mut (*open).endpoints };
     sock.ends(endpoints);

@@ -103,7 +103,7 @@ fn entered_syn_sent<M: Memory>(sock: Sock<M>) {
             (*call).socket = key;
         }
     }
-    let Some(open) = active_open::begin(key, called_ns) else { return };
+    let Some(open) = active_open::begin(sock, called_ns) else { return };
     // SAFETY: the entry that was just made; this thread holds the socket's lock. When connect() was called is not known
     // to better than the search for a route takes, where a probe should have said it.
     unsafe {

@@ -252,6 +252,13 @@ impl<M: Memory> Sock<M> {
         matches!(M::read::<u64>(tcp, offset!(bytes_acked)), Some(bytes) if bytes != 0)
     }
 
+    /// How many segments it has sent again; 0 when unknown.
+    #[inline(always)]
+    pub fn sent_again(self) -> u32 {
+        let Some(tcp) = M::tcp_sock(self.address) else { return 0 };
+        M::read::<u32>(tcp, offset!(total_retrans)).unwrap_or(0)
+    }
+
     /// Whether Fast Open made this child before the final ACK.
     #[inline(always)]
     pub fn is_fast_open_child(self) -> bool {

@@ -203,6 +203,7 @@ const RULES: &[Rule] = &[
     optional("icsk_syn_queue", &[4], NO_QUEUE),
     optional("srtt_us", &[4], "the kernel's smoothed round-trip time is not shown"),
     optional("tcp_clock_cache", &[8], "latency is absent where the kernel skipped our hook on the SYN"),
+    optional("total_retrans", &[4], "a SYN sent again is not counted where its hook did not see it"),
     optional("rcv_nxt", &[4], NO_ISN),
     optional("snd_una", &[4], NO_ISN),
     optional("write_seq", &[4], "our ISN is known only from ESTABLISHED on"),
