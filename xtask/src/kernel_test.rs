@@ -12,6 +12,7 @@ use crate::{
     command,
     kernels::Kernel,
     libtest::Tally,
+    once_more::{self, Ended},
     results::{Results, Run},
     table,
     test::{self, Mode},
@@ -36,6 +37,9 @@ const BUDGET: Duration = Duration::from_secs(900);
 const LONGEST: Duration = Duration::from_secs(1_800);
 /// Each emulates two processors.
 const AT_A_TIME: usize = 2;
+
+/// In the names of the files that keep what ran once more.
+const AGAIN: &str = "again";
 
 /// Where the output of each VM is kept.
 pub fn output_folder() -> PathBuf {
@@ -113,24 +117,34 @@ pub fn parts_of(run: &str) -> Vec<PathBuf> {
 /// Runs the tests on this machine's own kernel, where tracepoints are what every kernel has.
 pub fn live(binary: &Path, filter: &str, results: &mut Results) -> Result<()> {
     test::heading("host: kernel tests in tracepoint mode");
-    let variable = format!("HANDSHAKE_BIN={}", workspace::release_binary().display());
-    let program = binary.to_string_lossy();
-    let mut arguments =
-        vec![&*variable, "HANDSHAKE_ATTACH=tracepoint", &*program, "--test-threads=1", "--show-output"];
-    arguments.extend(names_of(filter));
-    match command::as_root("env", &arguments, "tracing") {
-        Ok(mut command) => {
-            fs::create_dir_all(output_folder())
-                .with_context(|| format!("cannot create {}", output_folder().display()))?;
-            let kept = kept_output(table::HOST, filter);
-            results.runs.push(test::watch(&mut command, "host", "tracepoint", Some(&kept))?);
-        }
+    fs::create_dir_all(output_folder())
+        .with_context(|| format!("cannot create {}", output_folder().display()))?;
+    let names: Vec<String> = names_of(filter).map(str::to_owned).collect();
+    let mut run = match on_this_kernel(binary, &names, &kept_output(table::HOST, filter)) {
+        Ok(run) => run,
         Err(error) => {
             println!("{error:#}");
             results.not_run.push(("host tracepoint".to_owned(), format!("{error:#}")));
+            return Ok(());
         }
+    };
+    if let Some(again) = once_more::arguments(&run.tally, Ended::ByItself) {
+        test::heading("host: once more what failed");
+        let later = on_this_kernel(binary, &again, &kept_output(table::HOST, AGAIN))?;
+        run.took += later.took;
+        run.tally.run_once_more(later.tally);
     }
+    results.runs.push(run);
     Ok(())
+}
+
+fn on_this_kernel(binary: &Path, arguments: &[String], kept: &Path) -> Result<Run> {
+    let variable = format!("HANDSHAKE_BIN={}", workspace::release_binary().display());
+    let program = binary.to_string_lossy();
+    let mut words =
+        vec![&*variable, "HANDSHAKE_ATTACH=tracepoint", &*program, "--test-threads=1", "--show-output"];
+    words.extend(arguments.iter().map(String::as_str));
+    test::watch(&mut command::as_root("env", &words, "tracing")?, "host", "tracepoint", Some(kept))
 }
 
 /// Which of the tests.
@@ -198,26 +212,50 @@ pub fn in_vms(
 impl Job<'_> {
     fn run(&self, binary: &Path, chosen: Chosen<'_>) -> Run {
         let begun = Instant::now();
+        let name = format!("{} {}", self.kernel.name, self.mode.name());
+        let names: Vec<String> = names_of(chosen.filter).map(str::to_owned).collect();
+        let (mut tally, ended) = self.one_guest(binary, chosen, &names, chosen.filter);
+        // What a guest that died had not begun, a filter can't name together with what it had.
+        let again = once_more::arguments(&tally, ended)
+            .filter(|_| ended == Ended::ByItself || chosen.filter.is_empty());
+        if let Some(again) = again {
+            println!("{name}: {} failed, and runs once more", tally.failed.join(", "));
+            tally.run_once_more(self.one_guest(binary, chosen, &again, AGAIN).0);
+        }
+        let (passed, failed, skipped) = (tally.passed(), tally.failed.len(), tally.skipped().len());
+        let took = begun.elapsed();
+        println!("{name}: {passed} passed, {failed} failed, {skipped} skipped in {} s", took.as_secs());
+        Run { kernel: self.kernel.name.clone(), mode: self.mode.name().to_owned(), tally, took }
+    }
+
+    /// Runs tests in a guest of their own, and keeps the output; that with a failure is printed.
+    fn one_guest(
+        &self,
+        binary: &Path,
+        chosen: Chosen<'_>,
+        arguments: &[String],
+        filter: &str,
+    ) -> (Tally, Ended) {
         let mut tally = Tally::default();
         let mut log = String::new();
-        let name = format!("{} {}", self.kernel.name, self.mode.name());
-        let fault = match self.boot(binary, chosen, |line| {
+        let outcome = self.boot(binary, chosen, arguments, |line| {
             log.push_str(line);
             log.push('\n');
             tally.line(line);
-        }) {
-            Ok((End::Exited(0), _)) => None,
-            Ok((End::Exited(status), _)) => Some(format!("exit status {status}")),
+        });
+        let (ended, fault) = match outcome {
+            Ok((End::Exited(0), _)) => (Ended::ByItself, None),
+            Ok((End::Exited(status), _)) => (Ended::ByItself, Some(format!("exit status {status}"))),
             Ok((End::TimedOut, console)) => {
                 // A guest that hung may have said why.
                 log.push_str(&console);
-                Some(format!("out of time: {} s for one VM", LONGEST.as_secs()))
+                (Ended::TooLate, Some(format!("out of time: {} s for one VM", LONGEST.as_secs())))
             }
             Ok((End::Died, boot_log)) => {
                 log.push_str(&boot_log);
-                Some("the guest died".to_owned())
+                (Ended::InTheMiddle, Some("the guest died".to_owned()))
             }
-            Err(error) => Some(format!("{error:#}")),
+            Err(error) => (Ended::TooLate, Some(format!("{error:#}"))),
         };
         self.judge_what_came_out(binary, |line| {
             log.push_str(line);
@@ -225,28 +263,25 @@ impl Job<'_> {
             tally.line_from_outside(line);
         });
         tally.finish(fault.as_deref());
-        let file = kept_output(&format!("{}-{}", self.kernel.name, self.mode.name()), chosen.filter);
+        let run = format!("{}-{}", self.kernel.name, self.mode.name());
+        let file = kept_output(&run, filter);
         if let Err(error) = fs::write(&file, &log) {
             eprintln!("xtask: cannot write {}: {error}", file.display());
         }
-        let run = Run {
-            kernel: self.kernel.name.clone(),
-            mode: self.mode.name().to_owned(),
-            tally,
-            took: begun.elapsed(),
-        };
-        let (passed, failed, skipped) =
-            (run.tally.passed(), run.tally.failed.len(), run.tally.skipped().len());
         // One call, so that the other VM's output does not get in between.
-        if failed > 0 {
-            println!("== {name}: output of a run with failures\n{log}== {name}: end of output");
+        if !tally.failed.is_empty() {
+            println!("== {run}: output of a run with failures\n{log}== {run}: end of output");
         }
-        let seconds = run.took.as_secs();
-        println!("{name}: {passed} passed, {failed} failed, {skipped} skipped in {seconds} s");
-        run
+        (tally, ended)
     }
 
-    fn boot(&self, binary: &Path, chosen: Chosen<'_>, print: impl FnMut(&str)) -> Result<(End, String)> {
+    fn boot(
+        &self,
+        binary: &Path,
+        chosen: Chosen<'_>,
+        arguments: &[String],
+        print: impl FnMut(&str),
+    ) -> Result<(End, String)> {
         let (attach, append) = match self.mode {
             Mode::Lockdown => ("fentry", "lockdown=confidentiality"),
             mode => (mode.name(), ""),
@@ -256,11 +291,11 @@ impl Job<'_> {
         // The floods of tests/kernel/bounds.rs in full (docs/TESTING.md, Bounds).
         let is_full = std::env::var("HANDSHAKE_BOUNDS").is_ok_and(|value| value == "full");
         let bounds = if is_full { "HANDSHAKE_BOUNDS=full " } else { "" };
-        let filters: Vec<String> = names_of(chosen.filter).map(|name| format!("'{name}'")).collect();
-        let filters = filters.join(" ");
+        let arguments: Vec<String> = arguments.iter().map(|word| format!("'{word}'")).collect();
+        let arguments = arguments.join(" ");
         let script = format!(
             "HANDSHAKE_BIN=/w/handshake HANDSHAKE_VM=1 HANDSHAKE_ATTACH={attach} {lockdown}{long}{bounds}RUST_BACKTRACE=0 \
-             ./kernel-tests --test-threads=1 --show-output {filters}"
+             ./kernel-tests --test-threads=1 --show-output {arguments}"
         );
         let files = [
             (workspace::release_binary(), "handshake".to_owned()),

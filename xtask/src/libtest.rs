@@ -36,6 +36,8 @@ pub struct Tally {
     ok: Vec<String>,
     /// By name, or why the run as a whole failed.
     pub failed: Vec<String>,
+    /// Those that failed, ran once more and passed.
+    pub unstable: Vec<String>,
     ignored: BTreeMap<String, String>,
     announced: BTreeMap<String, String>,
     running: Option<String>,
@@ -99,11 +101,18 @@ impl Tally {
         ok.retain(|name| !failed.contains(name));
     }
 
+    /// Takes the results of a second run of what did not pass; what failed only the first time is kept as unstable.
+    pub fn run_once_more(&mut self, later: Tally) {
+        let passed = |name: &String| later.ok.iter().any(|later| later == without_fault(name));
+        self.unstable.extend(self.failed.iter().filter(|name| passed(name)).cloned());
+        self.replace_by(later);
+    }
+
     /// Takes the results of a later run of some of the tests in the place of its own.
     pub fn replace_by(&mut self, later: Tally) {
         let again: Vec<String> = later.outcomes().map(|(name, _)| name.to_owned()).collect();
         self.ok.retain(|name| !again.contains(name));
-        self.failed.retain(|name| !again.contains(name));
+        self.failed.retain(|name| !again.iter().any(|again| again == without_fault(name)));
         self.announced
             .retain(|name, _| !again.iter().any(|test| test == name || test.ends_with(&format!("::{name}"))));
         self.ok.extend(later.ok);
@@ -148,11 +157,21 @@ impl Tally {
         ran.chain(failed).chain(ignored)
     }
 
+    /// Those that passed, were skipped or ignored.
+    pub fn outcomes_but_failures(&self) -> impl Iterator<Item = (&str, Outcome<'_>)> {
+        self.outcomes().filter(|(_, outcome)| *outcome != Outcome::Failed)
+    }
+
     /// A test may announce itself by its full path or by the name of its function.
     fn skip_of(&self, test: &str) -> Option<&String> {
         let function = test.rsplit("::").next().unwrap_or(test);
         self.announced.get(test).or_else(|| self.announced.get(function))
     }
+}
+
+/// The test that ran when a run ended is named with how that ended, in brackets.
+fn without_fault(name: &str) -> &str {
+    name.split_once(" (").map_or(name, |(name, _)| name)
 }
 
 /// `SKIP name: reason`, at the start of a line or, from a binary that doesn't capture, behind the test's name.

@@ -19,6 +19,7 @@ mod kernel_test;
 mod kernels;
 mod libtest;
 mod lint;
+mod once_more;
 mod package_index;
 mod packages;
 mod results;

@@ -45,6 +45,15 @@ impl Results {
             let _ = writeln!(text, "skipped  {name}: {reason}");
         }
         for run in &self.runs {
+            for name in &run.tally.unstable {
+                let _ = writeln!(
+                    text,
+                    "UNSTABLE {} {}: {name}: failed, and passed when it ran once more",
+                    run.kernel, run.mode
+                );
+            }
+        }
+        for run in &self.runs {
             for name in &run.tally.failed {
                 let _ = writeln!(text, "FAILED   {} {}: {name}", run.kernel, run.mode);
             }
@@ -94,6 +103,20 @@ mod tests {
         assert!(report.contains("skipped  host tracepoint: not root"), "{report}");
         assert!(report.contains("FAILED   6.12 fentry: b"), "{report}");
         assert!(!results.are_good());
+    }
+
+    #[test]
+    fn what_passed_only_the_second_time_is_named() {
+        let mut first = run("6.12", &["test a ... FAILED"]);
+        first.tally.run_once_more(run("6.12", &["test a ... ok"]).tally);
+        let results = Results { runs: vec![first], not_run: Vec::new() };
+        let report = results.report();
+        assert!(
+            report.contains("UNSTABLE 6.12 fentry: a: failed, and passed when it ran once more"),
+            "{report}"
+        );
+        assert!(report.ends_with("\n1 passed, 0 failed, 0 skipped"), "{report}");
+        assert!(results.are_good());
     }
 
     #[test]
