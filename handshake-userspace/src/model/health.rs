@@ -56,6 +56,8 @@ pub struct TrackerCounts {
     pub table_full: u64,
     /// Observations that came later than the ordering window allows, and were used all the same.
     pub late: u64,
+    /// Of `seen`: active opens whose end was not seen when it came. Another hook found it out, not when it was.
+    pub ends_unseen: u64,
     /// Children whose `accept` record is still to come.
     pub queued: u64,
 }

@@ -130,6 +130,13 @@ impl Summary {
                 counted(tracker.late, "event")
             )?;
         }
+        if tracker.ends_unseen != 0 {
+            writeln!(
+                out,
+                "{} the end of which its hook did not see: another one told of it, and when it was is not known",
+                counted(tracker.ends_unseen, "handshake")
+            )?;
+        }
         let causes = loss_by_cause(health);
         if causes.is_empty() {
             writeln!(out, "nothing lost")?;

@@ -257,8 +257,12 @@ fn connections_made_while_we_looked_at_what_was_there_are_not_late() {
     let seen = records.iter().filter(|record| record.is("client", port)).count();
     assert!(seen > 0 && seen <= made, "{seen} of {made}");
     for record in &records {
-        // Hooks are attached one after the other: of a child of that time the end may not have been seen.
-        let half_seen = record.text("evidence.kind") == Some("nothing_more_seen");
+        // Hooks are attached one after the other, the one on changes of state last: of a handshake of that time the
+        // end may not have been seen. A child's comes to nothing after a while, a client's is open until we stop.
+        let half_seen = matches!(
+            (record.text("role"), record.text("evidence.kind")),
+            (Some("server"), Some("nothing_more_seen")) | (Some("client"), Some("stopped_watching"))
+        );
         record.expect_text("outcome", if half_seen { "incomplete" } else { "established" });
         assert!(!record.has_flag("events_lost"), "{record}");
     }

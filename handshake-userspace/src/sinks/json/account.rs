@@ -31,6 +31,7 @@ pub(super) struct Health<'a> {
     unmatched: u64,
     table_full: u64,
     late: u64,
+    ends_unseen: u64,
     outcomes: &'a BTreeMap<&'static str, u64>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     kernel: &'a BTreeMap<&'static str, u64>,
@@ -65,6 +66,7 @@ impl<'a> Health<'a> {
             unmatched: tracker.unmatched,
             table_full: tracker.table_full,
             late: tracker.late,
+            ends_unseen: tracker.ends_unseen,
             outcomes: &health.outcomes,
             kernel: &health.kernel,
             ring_full_by_cpu: (!health.kernel.is_empty()).then_some(&health.ring_full_by_cpu),

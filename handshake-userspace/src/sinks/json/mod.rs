@@ -40,7 +40,7 @@
 //!
 //! ```json
 //! {"schema":1,"kind":"health","time":"2026-11-21T04:05:10.000000000Z","seen":3,"established":2,"failed":1,
-//!  "in_flight":0,"incomplete":0,"queued":0,"lost":0,"unmatched":0,"table_full":0,"late":0,
+//!  "in_flight":0,"incomplete":0,"queued":0,"lost":0,"unmatched":0,"table_full":0,"late":0,"ends_unseen":0,
 //!  "outcomes":{"established":2,"refused":1},"kernel":{"filtered":0,"ring_full":0,"submitted":9},
 //!  "ring_full_by_cpu":{},"missed_probes":0,"undecodable":0,"unknown_kind":0,"sink_dropped":0,
 //!  "filtered_unknown":0,"canary":"passed","kernel_counters":{"agree":false,"namespaces":2,"namespaces_left_out":0,

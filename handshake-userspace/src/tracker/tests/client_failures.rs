@@ -239,6 +239,8 @@ fn retransmissions_keep_a_slow_handshake_open() {
 #[test]
 fn a_change_to_established_that_was_found_out_later_has_no_latency() {
     let client = given_client().syn().wait(MS).with(|facts| facts.end_time_unknown = true);
-    let record = client.leaves(TcpState::Established).expect(Outcome::Established);
+    let client = client.leaves(TcpState::Established);
+    assert_eq!(client.counts().ends_unseen, 1);
+    let record = client.expect(Outcome::Established);
     assert_eq!((record.latency_ns, record.phases.wire_ns, record.rtt_ns), (None, None, None));
 }
