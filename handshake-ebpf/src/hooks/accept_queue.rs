@@ -22,7 +22,7 @@ use handshake_common::{
 
 use super::{
     active_open, argument,
-    passive_open::accept_is_seen,
+    child_queued::accept_is_seen,
     state::{child_left, syn_by_cookie},
 };
 use crate::{

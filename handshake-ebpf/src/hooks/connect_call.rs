@@ -28,9 +28,10 @@ use crate::{
     filter,
     globals::{LOCKED_DOWN, offset},
     kernel::{
+        endpoints::{is_mapped, v4_mapped},
         preempt,
         read::{Copied, Direct, Memory},
-        sock::{Sock, is_mapped, v4_mapped},
+        sock::Sock,
         task,
     },
     maps::{ACTIVE_OPENS, CONNECT_CALLS, ConnectCall, ENDED, RUNTIME},

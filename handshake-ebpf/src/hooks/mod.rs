@@ -7,6 +7,7 @@
 
 pub mod accept_queue;
 pub mod active_open;
+pub mod child_queued;
 pub mod connect_call;
 pub mod drop;
 pub mod passive_open;

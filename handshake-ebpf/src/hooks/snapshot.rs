@@ -15,7 +15,7 @@ use handshake_common::{
     tcp::{Negotiated, TcpState},
 };
 
-use super::passive_open::accept_is_seen;
+use super::child_queued::accept_is_seen;
 use crate::{
     emit::now_ns,
     filter,

@@ -18,7 +18,8 @@ use handshake_common::{
 };
 
 use super::{
-    accept_queue, active_open, argument, passive_open,
+    accept_queue, active_open, argument,
+    child_queued::accept_is_seen,
     subflow::{closed_before_queued, joining, joining_attach},
 };
 use crate::{
@@ -173,7 +174,7 @@ fn child_found_no_room<M: Memory>(sock: Sock<M>, new: u8) -> bool {
     }
     submit(EventKind::LeftSynReceived, Attach::Common, sock.key(), 0, |event: &mut PassiveOpen| {
         sock.ends(&mut event.endpoints);
-        event.flags |= passive_open::accept_is_seen();
+        event.flags |= accept_is_seen();
         finish(sock, new, false, event);
     });
     true
@@ -258,7 +259,7 @@ fn child_without_probes<M: Memory>(sock: Sock<M>, new: u8, now: u64) {
     let cookie = sock.cookie();
     let fill = |passive: &mut PassiveOpen| {
         passive.endpoints = ends;
-        passive.flags |= passive_open::accept_is_seen();
+        passive.flags |= accept_is_seen();
         passive.queued_ns = now;
         syn_by_cookie(cookie, passive);
     };

@@ -12,8 +12,8 @@ use handshake_common::{
 };
 
 use super::{
+    endpoints::common_ends,
     read::{Copied, Memory},
-    sock::common_ends,
 };
 use crate::globals::{LOCKED_DOWN, offset};
 

@@ -11,8 +11,8 @@ use handshake_common::{
 };
 
 use super::{
+    endpoints::v4_mapped,
     read::{Copied, Memory},
-    sock::v4_mapped,
 };
 use crate::globals::{LOCKED_DOWN, offset};
 
