@@ -131,6 +131,7 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         reset_sent: false,
         call_returned: false,
         end_time_unknown: false,
+        found_late: false,
         mptcp_join: false,
         syn_data: false,
         syn_data_acked: false,

@@ -39,7 +39,7 @@ const LONGEST: Duration = Duration::from_secs(1_800);
 const AT_A_TIME: usize = 2;
 
 /// In the names of the files that keep what ran once more.
-const AGAIN: &str = "again";
+pub const AGAIN: &str = "again";
 
 /// Where the output of each VM is kept.
 pub fn output_folder() -> PathBuf {
@@ -260,7 +260,7 @@ impl Job<'_> {
         self.judge_what_came_out(binary, |line| {
             log.push_str(line);
             log.push('\n');
-            tally.line_from_outside(line);
+            tally.line(line);
         });
         tally.finish(fault.as_deref());
         let run = format!("{}-{}", self.kernel.name, self.mode.name());

@@ -78,9 +78,13 @@ impl Tally {
 
     fn result(&mut self, result: &str) {
         let Some(name) = self.running.take() else { return };
+        // What a test brought out of its VM is judged outside, under the same name. It passed if it did in both places.
         if result == "ok" {
-            self.ok.push(name);
+            if !self.ok.contains(&name) && !self.failed.contains(&name) {
+                self.ok.push(name);
+            }
         } else if result == "FAILED" {
+            self.ok.retain(|passed| *passed != name);
             self.failed.push(name);
         } else if let Some(reason) = result.strip_prefix("ignored") {
             let reason = reason.trim_start_matches(", ");
@@ -89,16 +93,6 @@ impl Tally {
         } else {
             self.running = Some(name);
         }
-    }
-
-    /// Takes one line of a second run, which judges outside what a test of this one brought out of its VM. A
-    /// failure there is that test's; a test that passed there is counted once.
-    pub fn line_from_outside(&mut self, line: &str) {
-        let before = (self.ok.len(), self.failed.len());
-        self.line(line);
-        self.ok.truncate(before.0);
-        let (failed, ok) = (&self.failed[before.1..], &mut self.ok);
-        ok.retain(|name| !failed.contains(name));
     }
 
     /// Takes the results of a second run of what did not pass; what failed only the first time is kept as unstable.
@@ -152,9 +146,14 @@ impl Tally {
             let skip = self.skip_of(name);
             (name.as_str(), skip.map_or(Outcome::Passed, |reason| Outcome::Skipped(reason)))
         });
-        let failed = self.failed.iter().map(|name| (name.as_str(), Outcome::Failed));
+        let failed = self.failed.iter().map(|name| (without_fault(name), Outcome::Failed));
         let ignored = self.ignored.iter().map(|(name, reason)| (name.as_str(), Outcome::Skipped(reason)));
         ran.chain(failed).chain(ignored)
+    }
+
+    /// Whether a test failed first, and passed when it ran once more.
+    pub fn is_unstable(&self, name: &str) -> bool {
+        self.unstable.iter().any(|unstable| without_fault(unstable) == name)
     }
 
     /// Those that passed, were skipped or ignored.
@@ -203,10 +202,12 @@ mod tests {
             tally.line(line);
         }
         for line in ["test a ... ", "witness: x", "ok", "test b ... FAILED"] {
-            tally.line_from_outside(line);
+            tally.line(line);
         }
         tally.finish(None);
         assert_eq!((tally.passed(), &tally.failed[..]), (1, &["b".to_owned()][..]));
+        let outcomes: Vec<_> = tally.outcomes().collect();
+        assert_eq!(outcomes, [("a", Outcome::Passed), ("b", Outcome::Failed)]);
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub mod flags {
     pub const END_TIME_UNKNOWN: u32 = 1 << 11;
     /// A further subflow of an MPTCP connection.
     pub const MPTCP_JOIN: u32 = 1 << 12;
+    /// No hook saw the change of state; another one found it out, and an error may have been read off the socket since.
+    pub const FOUND_LATE: u32 = 1 << 13;
 }
 
 /// The first SYN was handed to IP (`tcp_connect`), or as near to that as the mode can see.

@@ -211,6 +211,7 @@ pub fn end_was_missed<M: Memory>(
     let (new_state, error) = if established { (TcpState::Established as u8, 0) } else { (new_state, error) };
     // SAFETY: a live entry.
     let (generation_ns, answered_ns) = unsafe {
+        (*open).flags |= flags::FOUND_LATE;
         if (*open).answered_ns == 0 {
             (*open).flags |= flags::END_TIME_UNKNOWN;
         }

@@ -228,6 +228,8 @@ pub struct LeftSynSent {
     pub call_returned: bool,
     /// The change of state was before this; when is not known.
     pub end_time_unknown: bool,
+    /// The change of state was not seen, and found out afterwards; `sk_err` is what was left on the socket by then.
+    pub found_late: bool,
     /// The hooks will say when connect() returns (if it has not).
     pub return_is_seen: bool,
     /// One of our own sockets.

@@ -159,7 +159,7 @@ impl Tracker {
             }
         };
         entry.identity.fed_by(at);
-        self.counts.ends_unseen += u64::from(act.end_time_unknown);
+        self.counts.ends_unseen += u64::from(act.found_late);
         if let Kind::Active(open) = &mut entry.kind {
             if is_given_up(&act) {
                 self.ledger.add(act.ends.netns, Tally::FailedOpens, at.time_ns, 1);

@@ -88,6 +88,13 @@ pub(super) fn left_syn_sent_for_closed(
         !is_still_connecting(*number) && !matches!(*number, 0 | errno::EINTR | errno::ERESTARTSYS)
     });
     match end.sk_err {
+        // Found out when the socket was destroyed: no error is left on it, whether there was none or somebody has read it.
+        // What the call said, and a RST, are evidence all the same.
+        Some(0) if end.found_late && failed_call.is_some() => failed_call.map(by_call),
+        Some(0) if end.found_late && end.reset_received => {
+            Some(Verdict::new(Outcome::Refused, EvidenceKind::ResetReceived).with(errno::ECONNREFUSED))
+        }
+        Some(0) if end.found_late => None,
         // A RST in SYN-SENT means ECONNREFUSED (tcp_reset()). ECONNRESET without one is what tcp_disconnect() puts
         // on a socket that it closes itself, for connect() to AF_UNSPEC.
         Some(0 | errno::ECONNRESET) if !end.reset_received => match failed_call {

@@ -238,9 +238,30 @@ fn retransmissions_keep_a_slow_handshake_open() {
 
 #[test]
 fn a_change_to_established_that_was_found_out_later_has_no_latency() {
-    let client = given_client().syn().wait(MS).with(|facts| facts.end_time_unknown = true);
+    let client = given_client().syn().wait(MS).with(|facts| {
+        facts.found_late = true;
+        facts.end_time_unknown = true;
+    });
     let client = client.leaves(TcpState::Established);
     assert_eq!(client.counts().ends_unseen, 1);
     let record = client.expect(Outcome::Established);
     assert_eq!((record.latency_ns, record.phases.wire_ns, record.rtt_ns), (None, None, None));
+}
+
+#[test]
+fn a_socket_found_closed_without_an_error_was_not_cancelled_for_all_we_know() {
+    // SO_ERROR takes the error off a socket; when it is destroyed there is none left to tell of a refusal.
+    let client = given_client().syn().wait(MS).with(|facts| facts.found_late = true);
+    let record = client.error(0).expect(Outcome::Incomplete);
+    assert_eq!((record.evidence.errno, record.failed_after_ns), (None, None));
+}
+
+#[test]
+fn a_reset_before_a_socket_was_found_closed_is_a_refusal() {
+    let client = given_client().syn().wait(MS).with(|facts| {
+        facts.found_late = true;
+        facts.reset_received = true;
+    });
+    let record = client.error(0).expect(Outcome::Refused);
+    assert_eq!(record.evidence.kind, EvidenceKind::ResetReceived);
 }

@@ -39,6 +39,7 @@ pub(crate) fn given_client_at(address: u64) -> Client {
         reset_sent: false,
         call_returned: false,
         end_time_unknown: false,
+        found_late: false,
         return_is_seen: false,
         mptcp_join: false,
         syn_data: false,
