@@ -8,6 +8,7 @@
 #[path = "../../handshake-userspace/build/toolchain.rs"]
 mod bpf_toolchain;
 mod build;
+mod capture_table;
 mod ci;
 mod command;
 mod demo;

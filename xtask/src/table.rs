@@ -1,11 +1,13 @@
 //! `cargo xtask table`: what the kept outputs of the kernel tests say, as one table of scenario by kernel and mode.
 //!
-//! It stands in docs/TESTING.md between two marks and is replaced there as a whole.
+//! It stands in docs/TESTING.md between two marks and is replaced there as a whole, and so does that of the packet captures
+//! (`capture_table`).
 //!
 //! What one would get wrong: it runs nothing. It reads what the last `cargo xtask test` of each kernel left in
 //! `target/test-output`. A run of which nothing is kept has no column, and is named below the table.
 
 use crate::{
+    capture_table::CaptureTable,
     kernel_test::{AGAIN, output_folder, parts_of},
     kernels::Selection,
     libtest::{Outcome, Tally},
@@ -20,7 +22,8 @@ use std::{
     path::Path,
 };
 
-const BEGIN: &str = "<!-- `cargo xtask table` writes from here -->\n";
+const SCENARIOS: &str = "<!-- `cargo xtask table` writes from here -->\n";
+const CAPTURES: &str = "<!-- `cargo xtask table` writes the captures from here -->\n";
 const END: &str = "<!-- to here -->\n";
 /// The live run on this machine's own kernel.
 pub const HOST: &str = "host-tracepoint";
@@ -42,8 +45,9 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         );
     }
     let (mut runs, mut absent) = (Vec::new(), Vec::new());
+    let mut captures = CaptureTable::default();
     for name in names {
-        match read(&name)? {
+        match read(&name, &mut captures)? {
             Some(tally) => runs.push((name, tally)),
             None => absent.push(name.replace('-', " ")),
         }
@@ -58,30 +62,35 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     if !absent.is_empty() {
         let _ = writeln!(table, "No output is kept of {}.\n", absent.join(", "));
     }
+    let captures = captures.text();
     if arguments.print {
-        print!("{table}");
+        print!("{table}{captures}");
         return Ok(());
     }
     let path = workspace::root().join("docs/TESTING.md");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let Some((before, after)) =
-        text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)))
-    else {
-        bail!("{} has lost the marks between which the table stands", path.display());
+    let text = replaced(&text, SCENARIOS, &table).and_then(|text| replaced(&text, CAPTURES, &captures));
+    let Some(text) = text else {
+        bail!("{} has lost the marks between which the tables stand", path.display());
     };
-    fs::write(&path, format!("{before}{BEGIN}{table}{END}{after}"))
-        .with_context(|| format!("cannot write {}", path.display()))
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The text with what stands between this mark and the end mark behind it replaced.
+fn replaced(text: &str, begin: &str, by: &str) -> Option<String> {
+    let (before, rest) = text.split_once(begin)?;
+    Some(format!("{before}{begin}{by}{END}{}", rest.split_once(END)?.1))
 }
 
 /// `None` when nothing is kept of it. What ran again under a filter counts as it was the last time.
-fn read(name: &str) -> Result<Option<Tally>> {
+fn read(name: &str, captures: &mut CaptureTable) -> Result<Option<Tally>> {
     let whole = output_folder().join(format!("{name}.log"));
     if !whole.exists() {
         return Ok(None);
     }
-    let mut tally = parse(&whole)?;
+    let mut tally = parse(&whole, captures)?;
     for part in parts_of(name) {
-        let later = parse(&part)?;
+        let later = parse(&part, captures)?;
         if part.file_name().is_some_and(|file| file == format!("{name}.{AGAIN}.log").as_str()) {
             tally.run_once_more(later);
         } else {
@@ -91,11 +100,12 @@ fn read(name: &str) -> Result<Option<Tally>> {
     Ok(Some(tally))
 }
 
-fn parse(path: &Path) -> Result<Tally> {
+fn parse(path: &Path, captures: &mut CaptureTable) -> Result<Tally> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut tally = Tally::default();
     for line in text.lines() {
         tally.line(line);
+        captures.line(line);
     }
     tally.finish(None);
     Ok(tally)

@@ -180,7 +180,7 @@ impl Report {
             ends: BTreeMap::new(),
             sent_again: 0,
             differences_ns: Vec::new(),
-            tolerance_ns: if subject.emulated { 3_000_000 } else { 100_000 },
+            tolerance_ns: if subject.emulated { 1_000_000 } else { 100_000 },
         }
     }
 
