@@ -238,7 +238,8 @@ pub const HOOKS: &[Hook] = &[
             fentry(&[program("hs_check_req_fe", Place::Fentry("tcp_check_req"))]),
             kprobe(&[program("hs_check_req_kp", Place::Kprobe("tcp_check_req"))]),
         ],
-        without_it: "server records lack `retransmits.syn_seen`, and a RST half open is not told from a time-out",
+        without_it: "server records lack `retransmits.syn_seen`, `rtt_ns`, `kernel_rtt_us` and the flag `defer_accept` (with \
+                      TCP_DEFER_ACCEPT the wait for data is in `latency_ns`), and a RST half open is not told from a time-out",
         required: false,
     },
     Hook {
