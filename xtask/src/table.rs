@@ -41,7 +41,8 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     let mut names = vec![HOST.to_owned()];
     for kernel in Selection::all().0 {
         names.extend(
-            [Mode::Fentry, Mode::Kprobe, Mode::Lockdown].map(|mode| format!("{kernel}-{}", mode.name())),
+            [Mode::Fentry, Mode::Kprobe, Mode::Lockdown, Mode::Tracepoint]
+                .map(|mode| format!("{kernel}-{}", mode.name())),
         );
     }
     let (mut runs, mut absent) = (Vec::new(), Vec::new());
