@@ -33,11 +33,13 @@ pub enum Counter {
     DropsUntold = 9,
     /// SYNs that this host would have forwarded, and dropped: handshakes of other hosts.
     DropsForwarded = 10,
+    /// Listeners that found `LISTENING` or `LISTENERS_AT` full: SYNs that die before they see one have no queue.
+    ListenersFull = 11,
 }
 
 impl Counter {
     /// Every counter, in the order of their slots.
-    pub const ALL: [Counter; 11] = [
+    pub const ALL: [Counter; 12] = [
         Counter::Submitted,
         Counter::RingFull,
         Counter::Filtered,
@@ -49,6 +51,7 @@ impl Counter {
         Counter::AcceptCallsFull,
         Counter::DropsUntold,
         Counter::DropsForwarded,
+        Counter::ListenersFull,
     ];
 
     /// The name in `health` records and in metrics.
@@ -65,6 +68,7 @@ impl Counter {
             Counter::AcceptCallsFull => "accept_calls_full",
             Counter::DropsUntold => "drops_untold",
             Counter::DropsForwarded => "drops_forwarded",
+            Counter::ListenersFull => "listeners_full",
         }
     }
 }

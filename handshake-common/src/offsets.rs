@@ -48,6 +48,8 @@ offsets! {
     skc_v6_daddr = "sock_common"."skc_v6_daddr",
     /// `sock_common.skc_v6_rcv_saddr`.
     skc_v6_rcv_saddr = "sock_common"."skc_v6_rcv_saddr",
+    /// `sock_common.skc_ipv6only`, in bits: an IPv6 socket that takes no IPv4.
+    v6_only_bit = "sock_common"."skc_ipv6only",
     /// `sock_common.skc_cookie`: 0 until somebody asked for it.
     skc_cookie = "sock_common"."skc_cookie",
     /// `sock_common.skc_nulls_node.pprev`: null while it is in no hash table.

@@ -34,25 +34,25 @@ pub fn now_ns() -> u64 {
 pub fn count(counter: Counter) {
     let Some(counters) = COUNTERS.get_ptr_mut(cpu()) else { return };
     // SAFETY: the map gave a pointer to a live CpuCounters.
-    unsafe { add_one(&raw mut (*counters).slots[counter as usize]) };
+    unsafe { add(&raw mut (*counters).slots[counter as usize], 1) };
 }
 
 /// Atomic, because softirq may interrupt a program in process context on the same CPU between load and store.
 /// Relaxed and its result unused, so that it becomes the plain atomic add that 5.10 has (no fetch).
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-unsafe fn add_one(slot: *mut u64) {
+pub unsafe fn add(slot: *mut u64, value: u64) {
     // SAFETY: the caller gives an aligned, live slot.
     unsafe {
-        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(slot, 1)
+        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(slot, value)
     };
 }
 
 /// The host only checks the code; nothing runs there.
 #[cfg(not(target_arch = "bpf"))]
-unsafe fn add_one(slot: *mut u64) {
+pub unsafe fn add(slot: *mut u64, value: u64) {
     // SAFETY: the caller gives an aligned, live slot.
-    unsafe { *slot += 1 };
+    unsafe { *slot = (*slot).wrapping_add(value) };
 }
 
 /// Reserves an event, fills it, submits it. Returns whether there was room.

@@ -71,10 +71,43 @@ pub static ACCEPT_CALLS: HashMap<u64, AcceptCall> = HashMap::with_max_entries(16
 #[map]
 pub static IN_SOFTIRQ: PerCpuArray<InSoftirq> = PerCpuArray::with_max_entries(1, 0);
 
-/// How many drops each listener has told of in this second. Key: sock of the listener, 0 for drops before one is
-/// known. Inserted at the first drop, deleted when the listener closes; swept after ten minutes without a drop.
+/// How many drops each listener has told of in this second. Key: sock of the listener; before one is known, its
+/// place (see [`LISTENERS_AT`]); for ports at which nobody listens a small number. Inserted at the first drop,
+/// deleted when the listener closes; swept after ten minutes without a drop.
 #[map]
 pub static DROPS: HashMap<u64, DropRate> = HashMap::with_max_entries(1_024, 0);
+
+/// Listeners by sock. Inserted when one enters LISTEN (by the snapshot, if that was before us), deleted when it
+/// leaves. What is not in here is no listener, whatever [`LISTENERS_AT`] holds.
+#[map]
+pub static LISTENING: HashMap<u64, Listening> = HashMap::with_max_entries(16_384, 0);
+
+/// How many listen at a place: network namespace, IP version and port in one number. Kept by whoever changes
+/// [`LISTENING`], deleted with the last of them.
+#[map]
+pub static LISTENERS_AT: HashMap<u64, ListenersAt> = HashMap::with_max_entries(16_384, 0);
+
+/// See [`LISTENING`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Listening {
+    /// Its sock: the key, as a number.
+    pub socket: u64,
+    /// Where it listens.
+    pub at: u64,
+    /// Not 0: for IPv4 too, though its place is one of IPv6.
+    pub is_for_both: u64,
+}
+
+/// See [`LISTENERS_AT`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ListenersAt {
+    /// How many.
+    pub count: u64,
+    /// The sum of their addresses: of one, its address, whoever came and went before.
+    pub sum: u64,
+}
 
 /// See [`DROPS`].
 #[repr(C)]

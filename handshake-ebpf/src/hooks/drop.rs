@@ -20,7 +20,7 @@ use handshake_common::{
     tcp::{ACK, FIN, RST, SYN, TcpState},
 };
 
-use super::{argument, rejected};
+use super::{argument, listening, rejected};
 use crate::{
     emit::{Slot, count, now_ns},
     filter,
@@ -34,7 +34,7 @@ use crate::{
     maps::{ACTIVE_OPENS, DROPS, DropRate, IN_SOFTIRQ, InSoftirq, answer},
 };
 
-/// Events a second for each listener, and for all drops before a listener is known.
+/// Events a second for each listener (where it is unknown, for each of the limits in `listening`).
 const TOLD_PER_SECOND: u32 = 10;
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -214,7 +214,8 @@ pub fn incoming_syn<M: Memory>(skb: *const u8, headers: &Headers, reason: u32, b
         count(Counter::DropsForwarded);
         return;
     }
-    if !is_told(0) {
+    let meant = listening::meant_by(&ends);
+    if !is_told(meant.limited_by) {
         count(Counter::DropsUntold);
         return;
     }
@@ -228,6 +229,7 @@ pub fn incoming_syn<M: Memory>(skb: *const u8, headers: &Headers, reason: u32, b
         event.flags |= flags::UNROUTED;
     }
     event.reason = reason;
+    listening::tell_queues(meant.socket, event);
     slot.submit();
 }
 

@@ -15,7 +15,7 @@ use handshake_common::{
     tcp::{Negotiated, TcpState},
 };
 
-use super::child_queued::accept_is_seen;
+use super::{child_queued::accept_is_seen, listening};
 use crate::{
     emit::now_ns,
     filter,
@@ -149,6 +149,9 @@ pub extern "C" fn hs_snapshot(context: *mut IterTcp) -> i32 {
                 seen.retransmits = u16::from(retransmits);
             }
         } else if state == TcpState::Listen as u8 {
+            if filter::wants_role(ROLE_SERVER) {
+                listening::begins(sock);
+            }
             seen.inode = sock.file_inode().unwrap_or(0);
             if let Some((length, limit)) = sock.accept_queue() {
                 seen.accept_queue_length = length;

@@ -20,6 +20,7 @@ use handshake_common::{
 use super::{
     accept_queue, active_open, argument,
     child_queued::accept_is_seen,
+    listening,
     subflow::{closed_before_queued, joining, joining_attach},
 };
 use crate::{
@@ -324,6 +325,11 @@ fn listener<M: Memory>(sock: Sock<M>, kind: EventKind) {
         return;
     }
     let _ = DROPS.remove(sock.key());
+    // One that opens can be in the table only if its end was not seen.
+    listening::ends(sock.key());
+    if kind == EventKind::ListenerOpened {
+        listening::begins(sock);
+    }
     submit(kind, Attach::Common, sock.key(), 0, |event: &mut Listener| {
         sock.ends(&mut event.endpoints);
         task::owner(&mut event.owner);

@@ -24,11 +24,28 @@ pub fn common_ends<M: Memory>(common: *const u8, ends: &mut Endpoints) {
         v4_mapped(M::read::<u32>(common, offset!(skc_rcv_saddr)), &mut ends.local_address);
         v4_mapped(M::read::<u32>(common, offset!(skc_daddr)), &mut ends.remote_address);
     }
-    if let Some(net) = M::read::<*const u8>(common, offset!(skc_net))
-        && let Some(inode) = M::read::<u32>(net, offset!(net_ns_inum))
-    {
-        ends.netns = inode;
+    ends.netns = netns::<M>(common);
+}
+
+/// Inode of the network namespace, 0 when unknown.
+#[inline(always)]
+pub fn netns<M: Memory>(common: *const u8) -> u32 {
+    let Some(net) = M::read::<*const u8>(common, offset!(skc_net)) else { return 0 };
+    M::read::<u32>(net, offset!(net_ns_inum)).unwrap_or(0)
+}
+
+/// Whether a socket bound to this one's address takes segments to that of `to`.
+#[inline(always)]
+pub fn is_bound_to<M: Memory>(common: *const u8, to: &Endpoints) -> bool {
+    let (high, low) = halves(&to.local_address);
+    if M::read::<u16>(common, offset!(skc_family)).unwrap_or(0) == AF_INET6 {
+        let offset = offset!(skc_v6_rcv_saddr);
+        let own_high = M::read::<u64>(common, offset).unwrap_or(u64::MAX);
+        let own_low = M::read::<u64>(common, offset.wrapping_add(8)).unwrap_or(u64::MAX);
+        return own_high | own_low == 0 || (own_high == high && own_low == low);
     }
+    let own = M::read::<u32>(common, offset!(skc_rcv_saddr)).unwrap_or(u32::MAX);
+    own == 0 || own == (low >> 32) as u32
 }
 
 /// An address in network order, as ::ffff:a.b.c.d.
@@ -52,6 +69,14 @@ fn v6<M: Memory>(common: *const u8, offset: u32, to: &mut [u8; 16]) {
 fn write_halves(halves: [u64; 2], to: &mut [u8; 16]) {
     // SAFETY: the destination is sixteen bytes; unaligned, because it is an array of bytes.
     unsafe { to.as_mut_ptr().cast::<[u64; 2]>().write_unaligned(halves) };
+}
+
+/// The two words of an address, as they lie in memory.
+#[inline(always)]
+fn halves(address: &[u8; 16]) -> (u64, u64) {
+    let words = address.as_ptr().cast::<u64>();
+    // SAFETY: sixteen bytes are read, as u64 of whatever alignment.
+    unsafe { (words.read_unaligned(), words.add(1).read_unaligned()) }
 }
 
 /// Whether it is an IPv4 address in IPv6 form.

@@ -13,7 +13,7 @@ use handshake_common::{
 };
 
 use super::{
-    endpoints::common_ends,
+    endpoints::{common_ends, is_bound_to, netns},
     read::{Copied, Memory},
 };
 use crate::globals::{LOCKED_DOWN, offset};
@@ -81,6 +81,34 @@ impl<M: Memory> Sock<M> {
     #[inline(always)]
     pub fn remote_port(self) -> u16 {
         u16::from_be(M::read::<u16>(self.address, offset!(skc_dport)).unwrap_or(0))
+    }
+
+    /// The local port: 0 until it is bound.
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        M::read::<u16>(self.address, offset!(skc_num)).unwrap_or(0)
+    }
+
+    /// Inode of its network namespace, 0 when unknown.
+    #[inline(always)]
+    pub fn netns(self) -> u32 {
+        netns::<M>(self.address)
+    }
+
+    /// Whether its own address takes segments to that of `to`.
+    #[inline(always)]
+    pub fn is_bound_to(self, to: &Endpoints) -> bool {
+        is_bound_to::<M>(self.address, to)
+    }
+
+    /// Whether it is an IPv6 socket that takes IPv4 too. Where the kernel's BTF doesn't say, it may.
+    #[inline(always)]
+    pub fn is_for_both(self) -> bool {
+        if self.family() != AF_INET6 {
+            return false;
+        }
+        let bit = offset!(v6_only_bit);
+        bit == UNAVAILABLE || M::read::<u8>(self.address, bit >> 3).unwrap_or(0) >> (bit & 7) & 1 == 0
     }
 
     /// Both ends as they are now.

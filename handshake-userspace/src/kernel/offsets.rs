@@ -218,6 +218,10 @@ const RULES: &[Rule] = &[
     optional("icsk_ulp_data", &[8], NO_JOIN),
     bit("subflow_request_join_bit", NO_JOIN),
     bit("subflow_mp_join_bit", NO_JOIN),
+    bit(
+        "v6_only_bit",
+        "a listener for IPv6 alone is taken for one of IPv4 too, and drops at its port lack the queue",
+    ),
     bit("repair_bit", "sockets put together under TCP_REPAIR look like handshakes"),
     optional("bytes_received", &[8], NO_FAST_OPEN),
     optional("fastopen_rsk", &[8], NO_FAST_OPEN),

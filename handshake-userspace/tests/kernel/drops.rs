@@ -305,6 +305,8 @@ fn a_syn_that_the_servers_firewall_drops_is_told_with_the_kernels_reason() {
             .expect_text("evidence.kind", "drop_reason")
             .expect_text("dropped.reason", "NETFILTER_DROP")
             .expect_text("remote.address", CLIENT_V4)
+            .expect_number("accept_queue.length", 0)
+            .expect_number("accept_queue.limit", 1)
             .expect_number("netns", pair.server.inode());
         let dropped = watch.wait_for_end("server", to.port());
         all_dropped(&dropped, client.number("evidence.syns").expect("SYNs are counted"));

@@ -115,6 +115,7 @@ fn a_syn_that_is_dropped_before_routing_is_told_where_somebody_listens_for_it() 
             .expect_text("outcome", "syn_dropped")
             .expect_text("dropped.reason", "NETFILTER_DROP")
             .expect_text("process.comm", "hs-listen")
+            .expect_number("accept_queue.limit", 1)
             .expect_number("netns", pair.server.inode());
     }
     let records = watch.end();

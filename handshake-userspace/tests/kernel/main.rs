@@ -14,6 +14,7 @@ mod bounds;
 mod btf_file;
 mod canary;
 mod crossing;
+mod drop_at_listener;
 mod drops;
 mod earlier_connection;
 mod environment;

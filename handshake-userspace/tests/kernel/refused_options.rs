@@ -100,6 +100,9 @@ fn a_syn_without_the_listeners_md5_signature_is_dropped_without_an_answer() {
             .ends(SERVER_V4, CLIENT_V4, port)
             .also(server.get("process").is_some(), |whole| whole.thread("hs-listen"))
             .present("isn.remote")
+            .number("accept_queue.length", 0)
+            // What std asks for, or less where net.core.somaxconn says so.
+            .number_in("accept_queue.limit", 1..=4_096)
             .flags(&[])
             .nothing_else();
         assert_eq!(client.get("isn.local"), server.get("isn.remote"), "{client}\n{server}");
