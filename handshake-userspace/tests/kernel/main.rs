@@ -13,6 +13,7 @@ mod agreed;
 mod bounds;
 mod btf_file;
 mod canary;
+mod connect_flood;
 mod crossing;
 mod drops;
 mod earlier_connection;
