@@ -147,7 +147,11 @@ impl Canary {
 
 fn judge(made: &[Made], seen: &Seen, filter: &Filter) -> Result<(), String> {
     let records = seen.records();
-    made.iter().try_for_each(|made| Expected { made, filter }.found_in(&records))
+    made.iter().try_for_each(|made| {
+        let expected = Expected { made, filter };
+        expected.found_in(&records)?;
+        seen.observations().try_for_each(|observation| expected.times_are_true(observation))
+    })
 }
 
 /// What the ring gave meanwhile, in its order.
@@ -164,12 +168,16 @@ impl Seen {
         }
     }
 
+    fn observations(&self) -> impl Iterator<Item = &Observation> {
+        self.events.iter().filter_map(|(_, observation)| observation.as_ref())
+    }
+
     /// Through a tracker of its own, as if an hour had passed since.
     fn records(&self) -> Vec<Handshake> {
         let mut tracker = Tracker::new(TrackerConfig::default());
         let mut updates = Vec::new();
-        for observation in self.events.iter().filter_map(|(_, observation)| observation.clone()) {
-            tracker.observe(Input::Observation(Box::new(observation)), &mut updates);
+        for observation in self.observations() {
+            tracker.observe(Input::Observation(Box::new(observation.clone())), &mut updates);
         }
         tracker.observe(Input::Tick { now_ns: monotonic_ns().saturating_add(LONG_AFTER_NS) }, &mut updates);
         let records = updates.into_iter().filter_map(|update| match update {

@@ -129,6 +129,8 @@ impl Tracker {
         if let Kind::Dropped(attempt) = &mut entry.kind {
             gap_ns = at.time_ns.saturating_sub(attempt.latest_ns);
             attempt.latest_ns = attempt.latest_ns.max(at.time_ns);
+            // It may have come late.
+            attempt.first_ns = attempt.first_ns.min(at.time_ns);
             attempt.segments = attempt.segments.saturating_add(1);
             attempt.cookie_ack |= act.cookie_ack;
             attempt.answer = act.answer;

@@ -136,12 +136,13 @@ pub(super) fn between(from_ns: Option<u64>, to_ns: Option<u64>) -> Option<u64> {
     to_ns?.checked_sub(from_ns?)
 }
 
-/// How long a child was queued before accept() was called for it; 0 when its thread was waiting by then.
+/// How long a child was queued before accept() was called for it; 0 when its thread was waiting by then. Absent as
+/// in `between`.
 pub(super) fn until_called(
     queued_ns: Option<u64>,
     called_ns: Option<u64>,
     taken_ns: Option<u64>,
 ) -> Option<u64> {
-    let called_ns = called_ns.filter(|called_ns| Some(*called_ns) <= taken_ns)?;
-    Some(called_ns.saturating_sub(queued_ns?))
+    let (queued_ns, called_ns, taken_ns) = (queued_ns?, called_ns?, taken_ns?);
+    (queued_ns.max(called_ns) <= taken_ns).then(|| called_ns.saturating_sub(queued_ns))
 }

@@ -332,6 +332,7 @@ impl Tracker {
         };
         if self.suspends.is_between(record.began_ns, self.clock_ns) {
             record.flags.push(Flag::Suspended);
+            record.flags.sort_unstable();
         }
         self.counts.in_flight -= 1;
         if record.outcome.is_failure() {

@@ -58,13 +58,22 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
     let syn_left = !no_syn
         && (syn_ns.is_some() || open.local_isn.is_some() || open.seen_late || open.syn_retransmits > 0);
     let established_ns = if is_crossed { crossed_ns } else { end_ns }.filter(|_| established);
+    let failed_ns = if ended_badly(verdict.outcome) {
+        let returned_ns = open.returned.map(|(time_ns, _)| time_ns).filter(|_| no_syn);
+        // A simultaneous open goes on when it leaves SYN-SENT.
+        crossed_ns.or(end_ns.filter(|_| !no_syn)).or(open.failed_ns).or(returned_ns)
+    } else {
+        None
+    };
+    let over_ns = established_ns.or(failed_ns);
     let by_reset = verdict.kind == EvidenceKind::ResetReceived;
     // Only a segment is an answer: what an ICMP ended has no wire time, nor has a close.
     let answered_ns = (established && !no_syn || by_reset || is_crossed)
         .then(|| end.as_ref().and_then(|end| end.answered_ns).or(end_ns))
         .flatten()
-        .filter(|answered_ns| not_after(*answered_ns, established_ns));
+        .filter(|answered_ns| not_after(*answered_ns, over_ns));
     let wire_ns = between(syn_ns, answered_ns);
+    let last_retransmit_ns = open.last_retransmit_ns.filter(|again_ns| not_after(*again_ns, over_ns));
     let syns_again = (syn_left && !open.syns_uncounted).then_some(open.syn_retransmits);
     let syns = syns_again.map(|again| again.saturating_add(1));
 
@@ -80,7 +89,7 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
     let over = end.is_some() || is_crossed;
     let non_blocking = over && (open.returned_early || end.as_ref().is_some_and(|end| end.call_returned));
     let joins = end.as_ref().is_some_and(|end| end.mptcp_join);
-    let called_ns = open.called_ns;
+    let called_ns = open.called_ns.filter(|called_ns| not_after(*called_ns, syn_ns));
     let began_ns = if open.deferred { syn_ns.or(called_ns) } else { called_ns.or(syn_ns) };
     Handshake {
         key: head.key,
@@ -97,13 +106,7 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         netns: open.ends.netns,
         process: open.process,
         latency_ns: between(syn_ns, established_ns),
-        failed_after_ns: if ended_badly(verdict.outcome) {
-            let returned_ns = open.returned.map(|(time_ns, _)| time_ns).filter(|_| no_syn);
-            let over_ns = end_ns.filter(|_| !no_syn).or(open.failed_ns).or(returned_ns).or(crossed_ns);
-            between(syn_ns.or(called_ns), over_ns)
-        } else {
-            None
-        },
+        failed_after_ns: between(syn_ns.or(called_ns), failed_ns),
         // In a simultaneous open the SYN that came is no answer to ours.
         rtt_ns: wire_ns.filter(|_| open.syn_retransmits == 0 && !is_crossed),
         kernel_rtt_us: agreed.srtt_us.filter(|_| established && !agreed.repair),
@@ -122,7 +125,7 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
             waited_ns: match syns_again {
                 None => None,
                 Some(0) => Some(0),
-                Some(_) => between(syn_ns, open.last_retransmit_ns),
+                Some(_) => between(syn_ns, last_retransmit_ns),
             },
             ..Retransmits::default()
         },
@@ -181,12 +184,16 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
     let fast_open = child.is_fast_open();
     let syn_cookie = known.is_some_and(|open| open.syn_cookie);
     let defer_accept = known.is_some_and(|open| open.defer_accept);
+    let established_ns = child.established_ns;
+    let failed_ns = child.closed_ns.filter(|_| ended_badly(verdict.outcome));
+    let in_time = |time_ns: &u64| not_after(*time_ns, established_ns.or(failed_ns));
     // The SYN that was let in, and the first one, which may have been dropped.
-    let let_in_ns = known.and_then(|open| open.syn_ns);
+    let let_in_ns = known.and_then(|open| open.syn_ns).filter(in_time);
     // An ACK with a cookie that was dropped is no SYN, and says nothing of when one came.
     let syns = child.dropped.as_ref().filter(|attempt| !attempt.cookie_ack);
     let first_dropped_ns = syns
         .map(|attempt| attempt.first_ns)
+        .filter(in_time)
         .filter(|first_ns| let_in_ns.is_none_or(|let_in_ns| *first_ns < let_in_ns));
     let syn_ns = first_dropped_ns.or(let_in_ns);
     let syns_dropped = syns.map_or(0, |attempt| attempt.segments);
@@ -194,14 +201,13 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
     let ack_dropped = cookie_ack_dropped || known.is_some_and(|open| open.ack_dropped);
     let joins = known.is_some_and(|open| open.mptcp_join);
     let refused_ack = known.is_some_and(|open| open.reset_sent);
-    let established_ns = child.established_ns;
+    // It answered the SYN that was let in, and no earlier one.
     let synack_ns = known
         .and_then(|open| open.synack_ns)
-        .and_then(|synack_ns| sent_after(synack_ns, syn_ns))
-        .filter(|synack_ns| not_after(*synack_ns, established_ns));
-    let final_ack_ns = known
-        .and_then(|open| open.final_ack_ns)
-        .filter(|final_ack_ns| not_after(*final_ack_ns, established_ns));
+        .and_then(|synack_ns| sent_after(synack_ns, let_in_ns.or(syn_ns)))
+        .filter(in_time);
+    let final_ack_ns = known.and_then(|open| open.final_ack_ns).filter(in_time);
+    let last_retransmit_ns = known.and_then(|open| open.last_retransmit_ns).filter(in_time);
     let retransmits = known.map_or(0, |open| open.synack_retransmits);
     let ack_ns = between(synack_ns, final_ack_ns.or(established_ns));
     let blurred = retransmits > 0
@@ -237,11 +243,7 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
         netns: child.ends.netns,
         process: acceptor.or_else(|| listener_process.map(|process| (*process).clone())),
         latency_ns: between(syn_ns.or(synack_ns), established_ns),
-        failed_after_ns: if ended_badly(verdict.outcome) {
-            between(syn_ns.or(synack_ns), child.closed_ns)
-        } else {
-            None
-        },
+        failed_after_ns: between(syn_ns.or(synack_ns), failed_ns),
         rtt_ns: ack_ns.filter(|_| !blurred),
         // The kernel measures to the ACK that made the child. That it was the first one only probes can tell.
         kernel_rtt_us: agreed
@@ -263,7 +265,7 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
                 .map(|syns| u32::from(syns).saturating_add(syns_dropped)),
             waited_ns: waited_by_server(
                 counts_syn_acks.then_some(retransmits),
-                between(synack_ns, known.and_then(|open| open.last_retransmit_ns)),
+                between(synack_ns, last_retransmit_ns),
                 first_dropped_ns.and_then(|first_ns| between(Some(first_ns), let_in_ns)),
             ),
         },

@@ -115,7 +115,12 @@ fn adds_up(sent: u64, told: u64, counted: u64, total: &Total) {
 
 /// One connection from the client's host, accepted: both ends with all that the mode can know.
 #[track_caller]
-fn an_ordinary_connection_is_told_right(tally: &Tally, pair: &Pair, listener: &TcpListener, to: SocketAddr) {
+pub fn an_ordinary_connection_is_told_right(
+    tally: &Tally,
+    pair: &Pair,
+    listener: &TcpListener,
+    to: SocketAddr,
+) {
     let pid = u64::from(std::process::id());
     let stream = pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
     let accepted = pair.server.on_thread("hs-server", || listener.accept().expect("a child is queued").0);

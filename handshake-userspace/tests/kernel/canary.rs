@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     btf_file::BtfFile,
-    environment::{attach, has_probes, is_fit, is_fit_once, program},
+    environment::{attach, has_probes, is_fit, is_fit_once, program, skip},
     netns::Netns,
     tracer::Tracer,
 };
@@ -77,6 +77,30 @@ fn swapped_isns_are_found_before_the_first_line() {
         let output = trace_with_swapped("rcv_isn", "snt_isn", &[]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+#[test]
+fn a_wrong_round_trip_is_found_before_the_first_line() {
+    if !is_fit_once("a_wrong_round_trip_is_found_before_the_first_line") {
+        return;
+    }
+    // A sequence number, read as microseconds: minutes, where all took less than a second.
+    expect_refusal("srtt_us", "copied_seq", "a time of");
+}
+
+#[test]
+fn a_wrong_time_of_the_syn_ack_is_found_before_the_first_line() {
+    let name = "a_wrong_time_of_the_syn_ack_is_found_before_the_first_line";
+    if !is_fit(name) {
+        return;
+    }
+    match attach().as_str() {
+        "kprobe" => {}
+        "fentry" => return skip(name, "the verifier itself refuses a time that is no number"),
+        _ => return skip(name, "without probes nobody reads when the SYN-ACK left"),
+    }
+    // An address of the kernel's, read as a time. No record would show it: they would only lack two phases.
+    expect_refusal("snt_synack", "af_specific", "the SYN-ACK at");
 }
 
 #[test]

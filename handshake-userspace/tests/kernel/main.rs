@@ -13,6 +13,7 @@ mod agreed;
 mod bounds;
 mod btf_file;
 mod canary;
+mod connect_flood;
 mod crossing;
 mod drop_at_listener;
 mod drops;

@@ -46,8 +46,12 @@ fn call_of_accept_tells_a_late_application_from_a_late_wake_up() {
     assert_eq!(late.phases.accept_call_ns, Some(300 * MS + 2 * US - 50 * US));
     let waited = server.clone().accept_called_at(Some(START)).expect(Outcome::Established);
     assert_eq!(waited.phases.accept_call_ns, Some(0), "its thread waited before the child came");
-    let unseen = server.accept().expect(Outcome::Established);
+    let unseen = server.clone().accept().expect(Outcome::Established);
     assert_eq!(unseen.phases.accept_call_ns, None);
+    let after_it_returned = server.script.time_ns + MS;
+    let wrong = server.with(|facts| facts.queued_ns = Some(after_it_returned)).accept_called_at(Some(START));
+    let phases = wrong.expect(Outcome::Established).phases;
+    assert_eq!((phases.accept_ns, phases.accept_call_ns), (None, None), "a time that is wrong is no time");
 }
 
 #[test]

@@ -3,7 +3,10 @@
 use handshake_common::{event::Attach, tcp::TcpState};
 
 use super::script::*;
-use crate::model::outcome::{EvidenceKind, Flag, Outcome, Role};
+use crate::model::{
+    observation::LeftSynSent,
+    outcome::{EvidenceKind, Flag, Outcome, Role},
+};
 
 #[test]
 fn syn_answered_by_syn_ack_establishes() {
@@ -205,4 +208,23 @@ fn own_and_v4_mapped_sockets_are_marked() {
     });
     let record = client.syn().wait(MS).syn_ack().expect(Outcome::Established);
     assert_eq!(record.flags, vec![Flag::Own, Flag::V4Mapped]);
+}
+
+#[test]
+fn time_that_contradicts_the_others_is_left_out() {
+    let given = |change: fn(&mut LeftSynSent)| {
+        let client = given_client().wait(MS).syn_unseen().wait(SEC).syn_retransmit().wait(MS).with(change);
+        client.syn_ack().expect(Outcome::Established)
+    };
+    let record = given(|_| {});
+    assert_eq!((record.began_ns, record.phases.local_ns), (START, Some(MS)));
+    assert_eq!(record.retransmits.waited_ns, Some(SEC));
+    let record = given(|facts| facts.called_ns = Some(START + 2 * MS));
+    assert_eq!(
+        (record.began_ns, record.phases.local_ns),
+        (START + MS, None),
+        "connect() comes before its SYN"
+    );
+    let record = given(|facts| facts.last_retransmit_ns = Some(START + 5 * SEC));
+    assert_eq!(record.retransmits.waited_ns, None, "nobody waits for longer than it took");
 }

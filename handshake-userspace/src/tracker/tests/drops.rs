@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::script::*;
 use crate::model::{
-    observation::{Act, Queues, Rejection, SegmentDropped, SocketKey},
+    observation::{Act, Input, Queues, Rejection, SegmentDropped, SocketKey},
     outcome::{EvidenceKind, Flag, Outcome},
 };
+use crate::tracker::Tracker;
 
 const FULL: Queues = Queues { accept_length: 3, accept_limit: 2, syn_length: 0 };
 const HALF_OPEN: Queues = Queues { accept_length: 0, accept_limit: 2, syn_length: 2 };
@@ -284,4 +285,22 @@ fn subflow_that_joins_waits_for_no_accept() {
     let record = server.final_ack().wait(SEC).expect(Outcome::Established);
     assert_eq!(record.flags, vec![Flag::Mptcp, Flag::MptcpJoin]);
     assert_eq!(record.phases.accept_ns, None);
+}
+
+#[test]
+fn first_syn_that_comes_late_is_still_the_first() {
+    let server = given_listener().syn_dropped(FULL).wait(SEC).syn_dropped(FULL);
+    let acts = server.script.acts.clone();
+    let mut tracker = Tracker::new(config());
+    let mut out = vec![];
+    let later = [&acts[0], &acts[2]].map(|act| Input::Observation(Box::new(act.clone())));
+    let inputs = later.into_iter().chain([
+        Input::Tick { now_ns: START + 2 * SEC },
+        Input::Observation(Box::new(acts[1].clone())),
+        Input::End { now_ns: START + 3 * SEC },
+    ]);
+    for input in inputs {
+        tracker.observe(input, &mut out);
+    }
+    assert_eq!((handshakes(&out)[0].began_ns, tracker.counts().late), (START, 1));
 }

@@ -271,3 +271,14 @@ fn a_request_that_is_half_open_when_we_stop_is_incomplete_for_that() {
     assert_eq!(record.evidence.kind, EvidenceKind::StoppedWatching);
     assert_eq!(record.evidence.syn_acks, Some(1));
 }
+
+#[test]
+fn syn_ack_sent_again_after_the_end_is_no_wait() {
+    // Its timer may fire while another CPU makes the child.
+    let server = given_listener().syn().syn_ack().wait(SEC);
+    let again_ns = server.script.time_ns + 5 * US;
+    let server =
+        server.with(|facts| (facts.synack_retransmits, facts.last_retransmit_ns) = (1, Some(again_ns)));
+    let record = server.final_ack().expect(Outcome::Established);
+    assert_eq!((record.retransmits.syn_ack, record.retransmits.waited_ns), (Some(1), None));
+}

@@ -34,7 +34,9 @@ fn reset_after_crossing_is_reset() {
 #[test]
 fn crossing_that_is_never_acknowledged_times_out() {
     let client = given_client().syn().wait(MS).crossing_syn().wait(60 * SEC);
-    client.leaves_syn_received(TcpState::Closed, ETIMEDOUT).expect(Outcome::TimedOut);
+    let record = client.leaves_syn_received(TcpState::Closed, ETIMEDOUT).expect(Outcome::TimedOut);
+    assert_eq!(record.failed_after_ns, Some(60 * SEC + MS), "it went on when it had left SYN-SENT");
+    assert_eq!(record.phases.wire_ns, Some(MS));
 }
 
 #[test]

@@ -48,6 +48,10 @@ fn a_handshake_that_is_open_during_a_suspend_says_so_and_counts_none_of_it() {
     let record = with_a_suspend_at(&server.script.acts, START + 20 * MS, START + SEC);
     assert_eq!((record.outcome, record.flags), (Outcome::Established, vec![Flag::Suspended]));
     assert_eq!(record.latency_ns, Some(40 * MS + 3 * US));
+    let joins =
+        given_listener().with(|facts| facts.mptcp_join = true).syn().syn_ack().wait(40 * MS).final_ack();
+    let record = with_a_suspend_at(&joins.script.acts, START + 20 * MS, START + 2 * SEC);
+    assert_eq!(record.flags, vec![Flag::Mptcp, Flag::Suspended, Flag::MptcpJoin], "in their order");
 }
 
 #[test]
