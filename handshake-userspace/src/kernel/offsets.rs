@@ -178,6 +178,10 @@ const RULES: &[Rule] = &[
     // A kernel built without IPv6 has none, and loses nothing.
     optional("skc_v6_daddr", &[16], NO_V6),
     optional("skc_v6_rcv_saddr", &[16], NO_V6),
+    bit(
+        "v6_only_bit",
+        "a listener for IPv6 alone is taken for one of IPv4 too, and drops at its port lack the queue",
+    ),
     optional("skc_cookie", &[8], "sock_ops callbacks are not joined to later events in tracepoint mode"),
     optional("skc_hashed", &[8], "a RST and the final ACK on two CPUs at once can both be told"),
     optional("skc_listener", &[8], "who listened for a request that was half open before us is not shown"),
@@ -218,10 +222,6 @@ const RULES: &[Rule] = &[
     optional("icsk_ulp_data", &[8], NO_JOIN),
     bit("subflow_request_join_bit", NO_JOIN),
     bit("subflow_mp_join_bit", NO_JOIN),
-    bit(
-        "v6_only_bit",
-        "a listener for IPv6 alone is taken for one of IPv4 too, and drops at its port lack the queue",
-    ),
     bit("repair_bit", "sockets put together under TCP_REPAIR look like handshakes"),
     optional("bytes_received", &[8], NO_FAST_OPEN),
     optional("fastopen_rsk", &[8], NO_FAST_OPEN),
