@@ -58,13 +58,10 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
     let syn_left = !no_syn
         && (syn_ns.is_some() || open.local_isn.is_some() || open.seen_late || open.syn_retransmits > 0);
     let established_ns = if is_crossed { crossed_ns } else { end_ns }.filter(|_| established);
-    let failed_ns = if ended_badly(verdict.outcome) {
-        let returned_ns = open.returned.map(|(time_ns, _)| time_ns).filter(|_| no_syn);
-        // A simultaneous open goes on when it leaves SYN-SENT.
-        crossed_ns.or(end_ns.filter(|_| !no_syn)).or(open.failed_ns).or(returned_ns)
-    } else {
-        None
-    };
+    let returned_ns = open.returned.map(|(time_ns, _)| time_ns).filter(|_| no_syn);
+    // A simultaneous open goes on when it leaves SYN-SENT.
+    let failed_ns = crossed_ns.or(end_ns.filter(|_| !no_syn)).or(open.failed_ns).or(returned_ns);
+    let failed_ns = failed_ns.filter(|_| ended_badly(verdict.outcome));
     let over_ns = established_ns.or(failed_ns);
     let by_reset = verdict.kind == EvidenceKind::ResetReceived;
     // Only a segment is an answer: what an ICMP ended has no wire time, nor has a close.
