@@ -16,8 +16,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     environment::{has_probes, is_fit, is_locked_down, skip},
+    mptcp,
     netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
     peer::Server,
+    plain::expect_counts,
     record::{Record, all_of},
     tracer::Tracer,
     traffic::{ESTABLISHED, listen_in, loopback_listener, queued, reset, until, wait_for_state},
@@ -132,7 +134,7 @@ fn of_key(watch: &Watch, handshake: &Record) -> Record {
 impl Record {
     /// What every accept record has, these, and nothing else.
     #[track_caller]
-    fn expect_fields_are(&self, more: &[&str]) {
+    pub(super) fn expect_fields_are(&self, more: &[&str]) {
         let always = ["schema", "kind", "time", "key", "id", "outcome", "local", "remote", "netns", "attach"];
         let fields = self.0.as_object().expect("a record is an object");
         let mut expected: Vec<&str> = always.iter().chain(more).copied().collect();
@@ -297,17 +299,12 @@ fn an_accepted_mptcp_connection_has_one_record_at_each_end() {
     // accept() returned MPTCP's master socket, whose first subflow is the child.
     let server = watch.wait_for_end("server", port);
     let client = watch.wait_for_end("client", port);
-    for record in [&server, &client] {
-        record.expect_text("outcome", "established").expect_flag("mptcp");
-    }
-    client.expect_text("process.comm", "hs-mptcp");
-    if !is_locked_down() {
-        server.expect_text("process.comm", "hs-mptcp").expect_present("phases.accept_ns");
-    }
-    assert_eq!(client.text("id"), server.text("id"), "{client}\n{server}");
-    let records = watch.end();
-    let of = |role: &str| records.iter().filter(|record| record.is(role, port)).count();
-    assert_eq!((of("client"), of("server")), (1, 1), "the master socket is no TCP socket: {records:?}");
+    let ends = ("127.0.0.1", "127.0.0.1", port);
+    mptcp::expect_client(&client, &netns, ends, "hs-mptcp");
+    mptcp::expect_server(&server, &netns, ends, if is_locked_down() { None } else { Some("hs-mptcp") });
+    expect_one_handshake(&client, &server);
+    // The master socket is no TCP socket.
+    expect_counts(&watch.end(), &[(&netns, 2)]);
 }
 
 #[test]
@@ -366,6 +363,7 @@ fn threads_that_waited_in_accept_before_us_lose_no_connection() {
             .agreed(LOOPBACK_MSS)
             .served(AT_ONCE)
             .within("phases.accept_ns", 0..=5_000)
+            .old_calls()
             .queued(1..=CONNECTIONS as u64, 128..=4_096)
             .also(record.has_flag("reset_in_queue"), |whole| whole.flags(&["reset_in_queue"]))
             .also(!record.has_flag("reset_in_queue"), |whole| whole.flags(&[]))

@@ -67,16 +67,14 @@ fn a_wrong_error_field_is_found_before_the_first_line() {
 
 #[test]
 fn swapped_isns_are_found_before_the_first_line() {
-    if !is_fit_once("swapped_isns_are_found_before_the_first_line") {
+    const NAME: &str = "swapped_isns_are_found_before_the_first_line";
+    if !is_fit_once(NAME) {
         return;
     }
-    if has_probes() {
-        expect_refusal("rcv_isn", "snt_isn", "ISN");
-    } else {
-        // Without probes nothing reads the request sock, and the ISNs come from the established socket.
-        let output = trace_with_swapped("rcv_isn", "snt_isn", &[]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    if !has_probes() {
+        return skip(NAME, "without probes nothing reads the request sock, whose two ISNs these are");
     }
+    expect_refusal("rcv_isn", "snt_isn", "ISN");
 }
 
 #[test]

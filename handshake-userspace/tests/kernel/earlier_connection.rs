@@ -9,8 +9,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use super::{
     environment::is_fit,
     netns::{CLIENT_V4, Pair, SERVER_V4},
+    plain::{expect_client, expect_counts, expect_server},
     traffic::{set_option, tcp_socket},
     watch::Watch,
+    whole::{ETHERNET_MSS, expect_one_handshake},
 };
 
 const TCP_REPAIR: i32 = 19;
@@ -38,27 +40,41 @@ fn a_syn_that_meets_an_earlier_connection_is_answered_by_its_ack_and_that_by_a_r
         })
     };
     let first = connect();
-    let held = listener.accept().expect("a child is queued").0;
+    let accept = || pair.server.on_thread("hs-accept", || listener.accept().expect("a child is queued").0);
+    let held = accept();
+    let ends = [(CLIENT_V4, SERVER_V4, to.port()), (SERVER_V4, CLIENT_V4, to.port())];
     let before = watch.wait_for_end("client", to.port());
-    assert!(!before.has_flag("reset_sent"), "{before}");
+    expect_client(&before, &pair.client, ends[0], "hs-client");
+    let at_server = watch.wait_for_end("server", to.port());
+    expect_server(&at_server, &pair.server, ends[1], "hs-accept");
+    expect_one_handshake(&before, &at_server);
     set_option(&first, libc::IPPROTO_TCP, TCP_REPAIR, 1);
     drop(first);
     let second = connect();
+    let accepted = accept();
     let after = watch.wait_for("the second connection", |record| {
         record.is("client", to.port()) && record.text("key") != before.text("key")
     });
     after
-        .expect_text("outcome", "established")
-        .expect_flags_are(&["reset_sent"])
-        .expect_number("retransmits.syn", 1)
-        .expect_present("retransmits.waited_ns")
-        .expect_absent("rtt_ns");
-    let accepted = listener.accept().expect("a child is queued").0;
-    watch
-        .wait_for("the server's end of it", |record| {
-            record.is("server", to.port()) && record.text("id") == after.text("id")
-        })
-        .expect_text("outcome", "established");
+        .whole("client", "established", &pair.client)
+        .ends(CLIENT_V4, SERVER_V4, to.port())
+        .number("local.port", u64::from(own.port()))
+        .thread("hs-client")
+        .joined()
+        .agreed(ETHERNET_MSS)
+        .called_and_returned()
+        .within("latency_ns", 0..=1_700)
+        .within("phases.wire_ns", 0..=1_700)
+        .syns(1)
+        .within("retransmits.waited_ns", 0..=1_500)
+        .flags(&["reset_sent"])
+        .nothing_else();
+    let server = watch.wait_for("the server's end of it", |record| {
+        record.is("server", to.port()) && record.text("id") == after.text("id")
+    });
+    // Of the first SYN this listener never heard.
+    expect_server(&server, &pair.server, ends[1], "hs-accept");
+    expect_one_handshake(&after, &server);
     drop((held, second, accepted));
-    watch.end();
+    expect_counts(&watch.end(), &[(&pair.client, 2), (&pair.server, 2)]);
 }

@@ -9,17 +9,19 @@ use std::{
 };
 
 use super::{
-    drops::{fill, small_listener},
+    drops::{connected_late, fill, small_listener},
     environment::{has_probes, is_fit, is_fit_for_long},
-    netns::{CLIENT_V4, Netns, Pair},
+    netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
+    plain::{expect_counts, expect_fillers_beside_a_request},
     record::{Record, all_of},
     syn_flood::Flood,
     tracer::Tracer,
     traffic::{
         ESTABLISHED, SYN_SENT, connect_without_waiting, finish, set_option, tcp_socket, until,
-        wait_for_request, wait_for_state,
+        wait_for_no_request, wait_for_request, wait_for_state,
     },
     watch::Watch,
+    whole::{AT_ONCE, ETHERNET_MSS, expect_one_handshake},
 };
 
 /// A client whose SYN was let in, and whose ACK will find the accept queue full.
@@ -49,24 +51,41 @@ fn with_abort_on_overflow_a_full_accept_queue_resets_the_connection() {
     pair.server.set("ipv4/tcp_abort_on_overflow", "1");
     let watch = Watch::begin();
     let (listener, to) = small_listener(&pair.server);
-    let (socket, _streams) = half_open_at_a_full_queue(&pair, to);
+    let (socket, streams) = half_open_at_a_full_queue(&pair, to);
     // The SYN-ACK that is sent again makes it ESTABLISHED, its ACK brings the RST; either may be seen first.
     pair.client.on_thread("hs-client", || {
         let _ = finish(&socket);
         until("the RST came", || socket.peer_addr().is_err());
     });
+    let client = watch.wait_in(&pair.client, "client", to.port());
+    connected_late(&client, &pair, to.port()).nothing_else();
     if has_probes() {
-        watch
-            .wait_for("the reset", |record| of_the_client(record, to.port()))
-            .expect_text("outcome", "reset")
-            .expect_text("evidence.kind", "accept_queue_full")
-            .expect_number("accept_queue.length", 2)
-            .expect_number("accept_queue.limit", 1)
-            .expect_number("process.pid", u64::from(std::process::id()))
-            .expect_flags_are(&[])
-            .expect_absent("latency_ns");
+        let server = watch.wait_for("the reset", |record| of_the_client(record, to.port()));
+        let syns = client.number("retransmits.syn").expect("SYNs are counted") + 1;
+        let syn_acks = server.number("evidence.syn_acks").expect("SYN-ACKs are counted");
+        server
+            .whole("server", "reset", &pair.server)
+            .evidence("accept_queue_full", None)
+            .number("evidence.syn_acks", syn_acks)
+            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .thread("hs-listen")
+            .joined()
+            .within("phases.synack_ns", 0..=500)
+            .within("phases.ack_ns", 900..=5_000)
+            .within("failed_after_ns", 900..=5_000)
+            // By its timer, and as the answer to a SYN that was sent again.
+            .number_in("retransmits.syn_ack", 1..=6)
+            .number("retransmits.syn_seen", syns)
+            .within("retransmits.waited_ns", 900..=5_000)
+            .number("accept_queue.length", 2)
+            .number("accept_queue.limit", 1)
+            .flags(&[])
+            .nothing_else();
+        expect_one_handshake(&client, &server);
     }
-    watch.end();
+    // Without probes a request that dies leaves nothing that could be seen.
+    expect_fillers_beside_a_request(&watch, &pair.server, to, &streams);
+    expect_counts(&watch.end(), &[(&pair.client, 1), (&pair.server, 4 + usize::from(has_probes()))]);
     drop(listener);
 }
 
@@ -111,12 +130,31 @@ fn a_bare_ack_that_tcp_defer_accept_ignores_is_not_dropped_by_a_full_accept_queu
         .write_all(b"x")
         .expect("it is connected");
     let own = pair.server.on_thread("hs-server", || listener.accept().expect("the data made a child").0);
+    let client = watch.wait_in(&pair.client, "client", to.port());
+    connected_late(&client, &pair, to.port()).nothing_else();
     let server = watch.wait_for("the server's record", |record| of_the_client(record, to.port()));
-    server.expect_text("outcome", "established").expect_text("process.comm", "hs-server");
-    if has_probes() {
-        server.expect_flags_are(&["defer_accept"]).expect_absent("dropped");
-    }
-    watch.end();
+    let syns = client.number("retransmits.syn").expect("SYNs are counted") + 1;
+    server
+        .whole("server", "established", &pair.server)
+        .ends(SERVER_V4, CLIENT_V4, to.port())
+        .thread("hs-server")
+        .joined()
+        .agreed(ETHERNET_MSS)
+        .within("latency_ns", 900..=9_000)
+        .within("phases.accept_ns", AT_ONCE)
+        .number_in("retransmits.syn_ack", 1..=6)
+        .also(has_probes(), |whole| {
+            whole
+                .within("phases.synack_ns", 0..=500)
+                .within("phases.ack_ns", 900..=5_000)
+                .number("retransmits.syn_seen", syns)
+                .within("retransmits.waited_ns", 900..=5_000)
+        })
+        .queued(1..=1, 1..=1)
+        .flags(if has_probes() { &["defer_accept"] } else { &[] })
+        .nothing_else();
+    expect_one_handshake(&client, &server);
+    expect_counts(&watch.end(), &[(&pair.client, 1), (&pair.server, 9)]);
     streams[0].flush().expect("it is open");
     drop((taken, more, last, own));
 }
@@ -138,19 +176,34 @@ fn an_ack_of_a_wrong_number_at_a_full_accept_queue_is_no_final_ack() {
         raw
     });
     pair.server.on_thread("hs-wait", || wait_for_request(to.port()));
-    let _streams = fill(&pair.server, to);
+    let streams = fill(&pair.server, to);
     // Nobody knows the number that would be right, but this one it is once in four thousand million.
     raw.send_ack(from, 7_001, 1);
     if has_probes() {
         let server = watch.wait_for("the half-open connection", |record| of_the_client(record, to.port()));
         server
-            .expect_text("outcome", "timed_out")
-            .expect_text("evidence.kind", "syn_ack_timeout")
-            .expect_absent("accept_queue")
-            .expect_flags_are(&[])
-            .expect_absent("phases.accept_ns");
+            .whole("server", "timed_out", &pair.server)
+            .evidence("syn_ack_timeout", None)
+            .number("evidence.syn_acks", 2)
+            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .number("remote.port", u64::from(from.port()))
+            .thread("hs-listen")
+            .joined()
+            .number("isn.remote", 7_000)
+            .within("phases.synack_ns", 0..=500)
+            .within("failed_after_ns", 2_900..=5_000)
+            .number("retransmits.syn_ack", 1)
+            .number("retransmits.syn_seen", 1)
+            .within("retransmits.waited_ns", 900..=1_500)
+            .flags(&[])
+            .nothing_else();
+    } else {
+        // Without probes a request that dies leaves nothing that could be seen.
+        pair.server.on_thread("hs-wait", || wait_for_no_request(to.port()));
     }
-    watch.end();
+    expect_fillers_beside_a_request(&watch, &pair.server, to, &streams);
+    // No socket of the client's host sent anything.
+    expect_counts(&watch.end(), &[(&pair.client, 0), (&pair.server, 4 + usize::from(has_probes()))]);
     drop(listener);
 }
 

@@ -9,6 +9,7 @@
 
 mod accept_queue;
 mod active_open;
+mod adding_up;
 mod agreed;
 mod bounds;
 mod btf_file;
@@ -37,12 +38,14 @@ mod netns;
 mod noted_errors;
 mod passive_open;
 mod peer;
+mod plain;
 mod program;
 mod record;
 mod refused_options;
 mod running;
 mod same_syn;
 mod second_account;
+mod second_opinions;
 mod second_source;
 mod seen_late;
 mod skipped_hits;

@@ -14,8 +14,9 @@ use std::{
 };
 
 use super::{
-    environment::{attach, in_vm, is_fit, is_fit_once, program, skip},
+    environment::{attach, in_vm, is_fit, program, skip},
     netns::Netns,
+    plain::{expect_client, expect_counts, expect_server},
     record::{Record, all_of, count},
     tracer::Tracer,
     traffic::{loopback_listener, reset, until},
@@ -34,30 +35,31 @@ fn connection(netns: &Netns) -> u16 {
 }
 
 #[track_caller]
-fn expect_both_ends(tracer: &Tracer, port: u16) -> (Record, Record) {
-    let (client, server) = (tracer.wait_for_end("client", port), tracer.wait_for_end("server", port));
-    for record in [&client, &server] {
-        record
-            .expect_plainly_established()
-            .expect_thread("hs-both")
-            .expect_present("latency_ns")
-            .expect_flags_are(&[]);
-    }
+fn expect_both_ends(tracer: &Tracer, netns: &Netns, port: u16) -> (Record, Record) {
+    let ends = ("127.0.0.1", "127.0.0.1", port);
+    let of = |role: &'static str| {
+        tracer.wait_for(&format!("the {role}'s record"), move |record| {
+            record.is(role, port) && record.number("netns") == Some(netns.inode())
+        })
+    };
+    let (client, server) = (of("client"), of("server"));
+    expect_client(&client, netns, ends, "hs-both");
+    expect_server(&server, netns, ends, "hs-both");
     expect_one_handshake(&client, &server);
     (client, server)
 }
 
 #[test]
 fn two_tracers_see_the_same_handshakes() {
-    if !is_fit_once("two_tracers_see_the_same_handshakes") {
+    if !is_fit("two_tracers_see_the_same_handshakes") {
         return;
     }
     let netns = Netns::new("b");
     let one = Tracer::start(&[]);
     let other = Tracer::start_alone(&["trace"], &[]);
     let both = connection(&netns);
-    let (client, server) = expect_both_ends(&one, both);
-    let (client_again, server_again) = expect_both_ends(&other, both);
+    let (client, server) = expect_both_ends(&one, &netns, both);
+    let (client_again, server_again) = expect_both_ends(&other, &netns, both);
     for (first, second) in [(&client, &client_again), (&server, &server_again)] {
         for same in ["id", "local", "remote", "process", "netns", "isn", "options", "retransmits", "flags"] {
             assert_eq!(first.get(same), second.get(same), "{same} of {first}\n{second}");
@@ -65,7 +67,7 @@ fn two_tracers_see_the_same_handshakes() {
     }
     // One that ends leaves the other as it was.
     other.stop();
-    expect_both_ends(&one, connection(&netns));
+    expect_both_ends(&one, &netns, connection(&netns));
     let records = all_of(one.stop(), &netns);
     assert_eq!((count(&records, "client"), count(&records, "server")), (2, 2), "{records:?}");
 }
@@ -168,12 +170,12 @@ fn another_sock_ops_program_that_shares_the_root_cgroup_changes_nothing() {
     };
     let netns = Netns::new("o");
     let tracer = Tracer::start(&[]);
-    expect_both_ends(&tracer, connection(&netns));
+    expect_both_ends(&tracer, &netns, connection(&netns));
     // Theirs goes and comes back; ours stays.
     drop(theirs);
-    expect_both_ends(&tracer, connection(&netns));
+    expect_both_ends(&tracer, &netns, connection(&netns));
     let theirs = SockOps::attach(BPF_F_ALLOW_MULTI).expect("there is room for both");
-    expect_both_ends(&tracer, connection(&netns));
+    expect_both_ends(&tracer, &netns, connection(&netns));
     let records = all_of(tracer.stop(), &netns);
     assert_eq!((count(&records, "client"), count(&records, "server")), (3, 3), "{records:?}");
     drop(theirs);
@@ -209,14 +211,20 @@ fn a_sock_ops_program_that_has_the_root_cgroup_to_itself_is_named_as_the_reason(
     let tracer = Tracer::start(&[]);
     let port = connection(&netns);
     let (client, server) = (tracer.wait_for_end("client", port), tracer.wait_for_end("server", port));
-    client.expect_plainly_established().expect_thread("hs-both").expect_flags_are(&[]);
-    server.expect_plainly_established().expect_thread("hs-both").expect_flags_are(&[]).expect_none_of(&[
-        "latency_ns",
-        "retransmits.syn_ack",
-        "retransmits.waited_ns",
-    ]);
+    let ends = ("127.0.0.1", "127.0.0.1", port);
+    expect_client(&client, &netns, ends, "hs-both");
+    // Nothing is known of the SYN, so nothing starts there.
+    server
+        .whole("server", "established", &netns)
+        .ends(ends.0, ends.1, port)
+        .thread("hs-both")
+        .joined()
+        .agreed(LOOPBACK_MSS)
+        .within("phases.accept_ns", AT_ONCE)
+        .flags(&[])
+        .nothing_else();
     expect_one_handshake(&client, &server);
-    tracer.stop();
+    expect_counts(&tracer.stop(), &[(&netns, 2)]);
     drop(theirs);
 }
 
@@ -225,7 +233,7 @@ fn a_cpu_that_goes_and_comes_back_loses_nothing() {
     const NAME: &str = "a_cpu_that_goes_and_comes_back_loses_nothing";
     const SWITCH: &str = "/sys/devices/system/cpu/cpu1/online";
     const CONNECTIONS: usize = 10;
-    if !is_fit_once(NAME) {
+    if !is_fit(NAME) {
         return;
     }
     if !in_vm() {
@@ -244,7 +252,7 @@ fn a_cpu_that_goes_and_comes_back_loses_nothing() {
     }
     for port in &ports {
         // A port may be given twice; then one of its records is as good as the other.
-        expect_both_ends(&tracer, *port);
+        expect_both_ends(&tracer, &netns, *port);
     }
     let records = all_of(tracer.stop(), &netns);
     assert_eq!(
@@ -254,10 +262,10 @@ fn a_cpu_that_goes_and_comes_back_loses_nothing() {
     );
     // One that starts with a CPU missing counts it when it comes.
     let tracer = Tracer::start(&[]);
-    expect_both_ends(&tracer, connection(&netns));
+    expect_both_ends(&tracer, &netns, connection(&netns));
     write(SWITCH, "1").expect("a CPU can be switched");
     let more: Vec<u16> = (0..CONNECTIONS).map(|_| connection(&netns)).collect();
-    more.iter().for_each(|port| drop(expect_both_ends(&tracer, *port)));
+    more.iter().for_each(|port| drop(expect_both_ends(&tracer, &netns, *port)));
     let records = all_of(tracer.stop(), &netns);
     assert_eq!((count(&records, "client"), count(&records, "server")), (11, 11), "{records:?}");
 }

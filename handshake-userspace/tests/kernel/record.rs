@@ -77,12 +77,6 @@ impl Record {
         assert!(self.get(path).is_some(), "{path} is absent from {self}");
         self
     }
-
-    #[track_caller]
-    pub fn expect_flag(&self, flag: &str) -> &Self {
-        assert!(self.has_flag(flag), "flag {flag} of {self}");
-        self
-    }
 }
 
 impl fmt::Display for Record {

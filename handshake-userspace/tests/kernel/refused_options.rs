@@ -94,11 +94,8 @@ fn a_syn_without_the_listeners_md5_signature_is_dropped_without_an_answer() {
             .text("dropped.reason", "TCP_MD5NOTFOUND")
             .number("dropped.segments", syns)
             .number("retransmits.syn_seen", syns)
-            .also(server.get("retransmits.waited_ns").is_some(), |whole| {
-                whole.within("retransmits.waited_ns", 950..=3_500)
-            })
             .ends(SERVER_V4, CLIENT_V4, port)
-            .also(server.get("process").is_some(), |whole| whole.thread("hs-listen"))
+            .thread("hs-listen")
             .present("isn.remote")
             .number("accept_queue.length", 0)
             // What std asks for, or less where net.core.somaxconn says so.

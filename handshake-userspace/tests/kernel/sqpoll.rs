@@ -11,27 +11,29 @@ use std::{
 use io_uring::{IoUring, opcode, types::Fixed};
 
 use super::{
-    environment::{attach, has_probes, is_fit, names_no_drop_reasons, skip},
-    netns::{Pair, SERVER_V4},
-    record::{Record, all_of},
+    environment::{has_probes, is_fit, names_no_drop_reasons, skip},
+    netns::{CLIENT_V4, Pair, SERVER_V4},
+    plain::expect_counts,
+    record::Record,
     traffic::tcp_socket,
-    unusual_callers::{complete, expect_client, expect_server, socket_address},
+    unusual_callers::{complete, expect_client, expect_server, own, socket_address},
     watch::Watch,
     whole::expect_one_handshake,
 };
 
 /// The polling thread; in an old kernel one that nobody can be named for.
 #[track_caller]
-fn expect_poller(record: &Record) {
+fn poller(record: &Record) -> (u64, &str) {
     let comm = record.text("process.comm").unwrap_or_default();
+    let own = u64::from(std::process::id());
     let is_kernels = comm.starts_with("io_uring-sq") || comm.starts_with("io_wqe_worker");
     if is_kernels && names_no_drop_reasons() {
-        return;
+        return (record.number("process.pid").unwrap_or(own), comm);
     }
     assert!(comm.starts_with("iou-sqp-") || comm.starts_with("iou-wrk-"), "{record}");
-    record.expect_number("process.pid", u64::from(std::process::id()));
     let tid = record.number("process.tid").expect("it is a thread");
-    assert_ne!(tid, u64::from(std::process::id()), "{record}");
+    assert_ne!(tid, own, "{record}");
+    (own, comm)
 }
 
 #[test]
@@ -75,25 +77,10 @@ fn connect_and_accept_by_the_polling_thread_of_io_uring_are_the_process() {
     let streams = (socket, unsafe { TcpStream::from_raw_fd(accepted) });
     let client = watch.wait_for_end("client", to.port());
     let server = watch.wait_for_end("server", to.port());
-    expect_client(&client);
-    expect_server(&server);
+    let ends = [(CLIENT_V4, SERVER_V4, to.port()), (SERVER_V4, CLIENT_V4, to.port())];
+    expect_client(&client, &pair.client, ends[0], poller(&client), false);
+    expect_server(&server, &pair.server, ends[1], if has_probes() { poller(&server) } else { own("") });
     expect_one_handshake(&client, &server);
-    expect_poller(&client);
-    if has_probes() {
-        expect_poller(&server);
-    }
-    // It connects without waiting; over veth the answer may be there before that call returns.
-    if attach() == "fentry" && !client.has_flag("non_blocking") {
-        client.expect_flags_are(&[]).expect_within("phases.wake_ns", 0..=900);
-    } else {
-        client
-            .expect_flags_are(if attach() == "fentry" { &["non_blocking"] } else { &[] })
-            .expect_absent("phases.wake_ns");
-    }
     drop(streams);
-    let records = watch.end();
-    for netns in [&pair.client, &pair.server] {
-        let records = all_of(records.clone(), netns);
-        assert_eq!(records.len(), 1, "one record at each end: {records:?}");
-    }
+    expect_counts(&watch.end(), &[(&pair.client, 1), (&pair.server, 1)]);
 }

@@ -14,11 +14,12 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use super::{
     environment::{has_probes, in_vm, is_fit, skip},
-    netns::{Netns, Pair, SERVER_V4},
+    netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
+    plain::{expect_client, expect_counts, expect_server, server_of},
     record::Record,
     traffic::{SYN_SENT, connect_without_waiting, finish, loopback_listener, wait_for_state},
     watch::Watch,
-    whole::expect_one_handshake,
+    whole::{AT_ONCE, ETHERNET_MSS, expect_one_handshake},
 };
 
 const MS: i128 = 1_000_000;
@@ -125,42 +126,69 @@ fn a_suspend_is_in_the_time_of_what_comes_after_it_and_in_no_duration() {
 
     let client = watch.wait_for_end("client", to.port());
     let server = watch.wait_for_end("server", to.port());
-    client.expect_plainly_established().expect_flags_are(&["non_blocking", "suspended"]);
-    server.expect_plainly_established().expect_flags_are(&[]);
+    let open = u64::try_from((finished - began[0]) / MS).expect("time goes on");
+    client
+        .whole("client", "established", &pair.client)
+        .ends(CLIENT_V4, SERVER_V4, to.port())
+        .thread("hs-client")
+        .joined()
+        .agreed(ETHERNET_MSS)
+        .within("phases.local_ns", AT_ONCE)
+        // Of the clock that stood still there is nothing in them.
+        .within("latency_ns", 900..=open)
+        .within("phases.wire_ns", 900..=open)
+        .number_in("retransmits.syn", 1..=4)
+        .within("retransmits.waited_ns", 900..=open)
+        .flags(&["non_blocking", "suspended"])
+        .nothing_else();
+    expect_server(&server, &pair.server, (SERVER_V4, CLIENT_V4, to.port()), "hs-accepts");
     expect_one_handshake(&client, &server);
     expect_time(&client, began[1], resumed - asleep);
     expect_time(&server, resumed - MS, now(ClockId::Realtime));
-    let open = u64::try_from((finished - began[0]) / MS).expect("time goes on");
-    let latency = client.number("latency_ns").expect("established") / 1_000_000;
-    assert!(latency <= open, "{latency} ms, of {open} ms that the clock ran: {client}");
-    client.expect_within("retransmits.waited_ns", 900..=open);
 
+    let ends = ("127.0.0.1", "127.0.0.1", queued_to.port());
     let connected = watch.wait_for_end("client", queued_to.port());
-    connected.expect_plainly_established().expect_flags_are(&[]);
+    expect_client(&connected, &pair.server, ends, "hs-queued");
     let held = watch.wait_for_end("server", queued_to.port());
-    held.expect_plainly_established();
+    let whole = server_of(&held, "established", &pair.server, ends).queued(1..=1, 1..=4_096);
     let waited = u64::try_from((accepted_at - began[0]) / MS).expect("time goes on");
-    match held.number("phases.accept_ns") {
-        Some(_) => held.expect_flags_are(&["suspended"]).expect_within("phases.accept_ns", 0..=waited),
-        // Freezing, suspending and resuming took a second of the clock that stood still in between.
-        None => watch
+    if held.get("phases.accept_ns").is_some() {
+        whole
+            .thread("hs-accepts")
+            .within("phases.accept_ns", 0..=waited)
+            .flags(&["suspended"])
+            .nothing_else();
+    } else {
+        // Freezing, suspending and resuming took a second of the clock that stood still in between. The record may
+        // have gone out before all that.
+        whole
+            .also(has_probes(), |whole| whole.thread("hs-listen"))
+            .flags(if held.has_flag("suspended") { &["suspended"] } else { &[] })
+            .nothing_else();
+        watch
             .wait_for("the accept record", |record| {
                 record.text("kind") == Some("accept") && record.text("key") == held.text("key")
             })
             .expect_text("outcome", "accepted")
-            .expect_within("wait_ns", 0..=waited),
-    };
+            .expect_within("wait_ns", 0..=waited);
+    }
+    expect_one_handshake(&connected, &held);
     let (port, before, after) = fresh;
-    for role in ["client", "server"] {
-        let record = watch.wait_for_end(role, port);
-        record.expect_plainly_established().expect_flags_are(&[]).expect_within("latency_ns", 0..=900);
-        expect_time(&record, before, after);
-    }
-    if has_probes() {
-        held.expect_present("phases.synack_ns");
-    }
-    watch.end();
+    expect_fresh(&watch, &pair.server, port, before, after);
+    expect_counts(&watch.end(), &[(&pair.client, 1), (&pair.server, 5)]);
     drop((accepted, queued, child));
+}
+
+/// Both whole records of a connection that `connection` made.
+#[track_caller]
+fn expect_fresh(watch: &Watch, netns: &Netns, port: u16, before: i128, after: i128) {
+    let ends = ("127.0.0.1", "127.0.0.1", port);
+    let (client, server) = (watch.wait_for_end("client", port), watch.wait_for_end("server", port));
+    expect_client(&client, netns, ends, "hs-both");
+    expect_server(&server, netns, ends, "hs-both");
+    expect_one_handshake(&client, &server);
+    expect_time(&client, before, after);
+    expect_time(&server, before, after);
 }
 
 #[test]
@@ -181,11 +209,7 @@ fn a_wall_clock_that_is_set_is_followed_in_both_directions() {
         // A step is known at the next reading of the clocks, after 40 ms.
         std::thread::sleep(Duration::from_millis(300));
         let (port, before, after) = connection(&netns);
-        for role in ["client", "server"] {
-            let record = watch.wait_for_end(role, port);
-            record.expect_plainly_established().expect_flags_are(&[]);
-            expect_time(&record, before, after);
-        }
+        expect_fresh(&watch, &netns, port, before, after);
     }
-    watch.end();
+    expect_counts(&watch.end(), &[(&netns, 6)]);
 }

@@ -12,11 +12,13 @@ use io_uring::{IoUring, squeue::Flags};
 
 use super::{
     environment::{has_probes, is_fit},
-    netns::{Netns, Pair, SERVER_V4},
-    record::{Record, all_of},
+    netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
+    plain::{expect_client, expect_counts, server_of},
+    record::Record,
     traffic::{reset, until},
     unusual_callers::{accept_by, ring},
     watch::Watch,
+    whole::{AT_ONCE, Whole},
 };
 
 /// A listener, a client that connects to it, and a ring that may accept.
@@ -60,12 +62,14 @@ impl Scene {
         unsafe { TcpStream::from_raw_fd(accepted) }
     }
 
-    /// The server's record, and all that has its key when everything is told.
-    fn end(self) -> (Record, Vec<Record>) {
+    /// The server's record, and how many have its key when everything is told; the client's is as ever.
+    fn end(self) -> (Record, usize, Pair) {
         let server = self.watch.wait_for_end("server", self.to.port());
-        let mut records = self.watch.end();
-        records.retain(|record| record.get("key").is_some() && record.get("key") == server.get("key"));
-        (server, records)
+        let records = self.watch.end();
+        expect_untouched_client(&records, &self.pair, self.to.port());
+        expect_counts(&records, &[(&self.pair.client, 1), (&self.pair.server, 1)]);
+        let count = records.iter().filter(|record| record.get("key") == server.get("key")).count();
+        (server, count, self.pair)
     }
 }
 
@@ -79,13 +83,27 @@ fn wait_until_gone(netns: &Netns, port: u16) {
     });
 }
 
+/// The whole record of a server here, but for who accepted and the flags.
 #[track_caller]
-fn expect_accepted_by_ring(record: &Record, phase: &str) {
-    if has_probes() {
-        record.expect_thread("hs-ring-server").expect_present(phase);
-    } else {
-        record.expect_none_of(&["process", phase]);
-    }
+fn child<'a>(server: &'a Record, outcome: &str, pair: &Pair, port: u16) -> Whole<'a> {
+    server_of(server, outcome, &pair.server, (SERVER_V4, CLIENT_V4, port)).queued(1..=1, 1..=4_096)
+}
+
+/// The same, that the ring accepted: only probes see that it did, and when.
+#[track_caller]
+fn expect_accepted_by_ring(server: &Record, pair: &Pair, port: u16, flags: &[&str]) {
+    child(server, "established", pair, port)
+        .also(has_probes(), |whole| whole.thread("hs-ring-server").within("phases.accept_ns", AT_ONCE))
+        .flags(flags)
+        .nothing_else();
+}
+
+/// The whole record of the client, which knows nothing of all this.
+#[track_caller]
+fn expect_untouched_client(records: &[Record], pair: &Pair, port: u16) {
+    let clients: Vec<_> = records.iter().filter(|record| record.is("client", port)).collect();
+    assert_eq!(clients.len(), 1, "{records:?}");
+    expect_client(clients[0], &pair.client, (CLIENT_V4, SERVER_V4, port), "hs-client");
 }
 
 #[test]
@@ -98,10 +116,10 @@ fn an_accepted_connection_that_a_rst_ends_was_accepted_though_nobody_saw_the_cal
     scene.pair.client.on_thread("hs-client", || reset(client));
     wait_until_gone(&scene.pair.server, port);
     drop(server_end);
-    let (server, records) = scene.end();
-    server.expect_plainly_established().expect_flags_are(&[]);
-    expect_accepted_by_ring(&server, "phases.accept_ns");
-    assert_eq!(records.len(), 1, "nothing is left to be told: {records:?}");
+    let listening = scene.to.port();
+    let (server, told, pair) = scene.end();
+    expect_accepted_by_ring(&server, &pair, listening, &[]);
+    assert_eq!(told, 1, "nothing is left to be told");
 }
 
 #[test]
@@ -113,10 +131,10 @@ fn a_child_that_was_reset_in_the_queue_was_accepted_though_nobody_saw_the_call()
     scene.pair.client.on_thread("hs-client", || reset(client));
     wait_until_gone(&scene.pair.server, port);
     drop(scene.accept());
-    let (server, records) = scene.end();
-    server.expect_plainly_established().expect_flags_are(&["reset_in_queue"]);
-    expect_accepted_by_ring(&server, "phases.accept_ns");
-    assert_eq!(records.len(), 1, "nothing is left to be told: {records:?}");
+    let listening = scene.to.port();
+    let (server, told, pair) = scene.end();
+    expect_accepted_by_ring(&server, &pair, listening, &["reset_in_queue"]);
+    assert_eq!(told, 1, "nothing is left to be told");
 }
 
 #[test]
@@ -125,21 +143,28 @@ fn an_accept_record_does_not_wait_for_the_programs_end_though_nobody_saw_the_cal
     let Some(mut scene) = Scene::new(NAME) else { return };
     let client = scene.connect();
     let first = scene.watch.wait_for_end("server", scene.to.port());
-    first.expect_plainly_established().expect_absent("phases.accept_ns");
+    child(&first, "established", &scene.pair, scene.to.port())
+        .also(has_probes(), |whole| whole.thread("hs-listen"))
+        .flags(&[])
+        .nothing_else();
     // Its record went out after a second; the owner's FIN shows that there is an owner.
     drop(scene.accept());
     let key = first.text("key").expect("every record has a key").to_owned();
     let accept = scene.watch.wait_for("the accept record", |record| {
         record.text("kind") == Some("accept") && record.text("key") == Some(&key)
     });
-    accept
-        .expect_text("outcome", "accepted")
-        .expect_number("netns", scene.pair.server.inode())
-        .expect_present("time");
-    assert_eq!(accept.get("id"), first.get("id"), "{accept}");
-    expect_accepted_by_ring(&accept, "wait_ns");
-    let (_, records) = scene.end();
-    assert_eq!(records.len(), 2, "a handshake and its accept: {records:?}");
+    accept.expect_text("outcome", "accepted").expect_number("netns", scene.pair.server.inode());
+    if has_probes() {
+        accept.expect_thread("hs-ring-server").expect_within("wait_ns", 1_000..=30_000);
+        accept.expect_fields_are(&["process", "wait_ns", "call_ns"]);
+    } else {
+        accept.expect_fields_are(&[]);
+    }
+    for same in ["id", "local", "remote"] {
+        assert_eq!(accept.get(same), first.get(same), "{accept}\n{first}");
+    }
+    let (_, told, _) = scene.end();
+    assert_eq!(told, 2, "a handshake and its accept");
     drop(client);
 }
 
@@ -158,14 +183,15 @@ fn a_child_that_nobody_accepts_is_destroyed_with_its_listener_reset_or_not() {
         let Scene { pair, watch, listener, to, .. } = scene;
         pair.server.on_thread("hs-closes", || drop(listener));
         let server = watch.wait_for_end("server", to.port());
-        server
-            .expect_text("outcome", "never_accepted")
-            .expect_text("evidence.kind", "child_destroyed")
-            .expect_flags_are(if is_reset { &["reset_in_queue"] } else { &[] })
-            .expect_none_of(&["phases.accept_ns", "failed_after_ns", "dropped"])
-            .expect_within("latency_ns", 0..=900);
-        let records = all_of(watch.end(), &pair.server);
-        assert_eq!(records.len(), 1, "{records:?}");
+        child(&server, "never_accepted", &pair, to.port())
+            .evidence("child_destroyed", None)
+            .number("evidence.syn_acks", 1)
+            .also(has_probes(), |whole| whole.thread("hs-listen"))
+            .flags(if is_reset { &["reset_in_queue"] } else { &[] })
+            .nothing_else();
+        let records = watch.end();
+        expect_untouched_client(&records, &pair, to.port());
+        expect_counts(&records, &[(&pair.client, 1), (&pair.server, 1)]);
         drop(held);
     }
 }

@@ -12,11 +12,12 @@ use io_uring::{IoUring, opcode, squeue::Flags, types::Fd};
 
 use super::{
     environment::{attach, has_probes, is_fit, names_no_drop_reasons, skip},
-    netns::{Netns, Pair, SERVER_V4},
-    record::{Record, all_of},
+    netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
+    plain::{self, Ends, expect_counts, server_of},
+    record::Record,
     traffic::{loopback_listener, tcp_socket},
     watch::Watch,
-    whole::expect_one_handshake,
+    whole::{AT_ONCE, expect_one_handshake},
 };
 
 /// `struct sockaddr_in`.
@@ -61,41 +62,40 @@ pub(super) fn accept_by(ring: &mut IoUring, listener: &TcpListener, flags: Flags
     complete(ring, &opcode::Accept::new(Fd(listener.as_raw_fd()), null, null.cast()).build().flags(flags))
 }
 
-/// What every client's record here has, whoever called.
+/// What every client's record here has, whoever called; `waits` unless the call that the kernel made did not.
 #[track_caller]
-pub(super) fn expect_client(client: &Record) {
-    client
-        .expect_plainly_established()
-        .expect_number("retransmits.syn", 0)
-        .expect_number("retransmits.waited_ns", 0)
-        .expect_within("phases.local_ns", 0..=500)
-        .expect_within("phases.wire_ns", 0..=900)
-        .expect_within("latency_ns", 0..=900)
-        .expect_within("rtt_ns", 0..=900);
+pub(super) fn expect_client(client: &Record, netns: &Netns, ends: Ends, caller: (u64, &str), waits: bool) {
+    let whole =
+        plain::connected(client, netns, ends).process(caller.0, caller.1).within("phases.local_ns", AT_ONCE);
+    if attach() != "fentry" {
+        // Only there the return of a call that is no system call is seen.
+        whole.flags(&[]).nothing_else();
+    } else if !waits && client.has_flag("non_blocking") {
+        // It connects without waiting; over veth the answer may be there before that call returns.
+        whole.flags(&["non_blocking"]).nothing_else();
+    } else {
+        whole.within("phases.wake_ns", AT_ONCE).flags(&[]).nothing_else();
+    }
 }
 
 /// What every server's record here has, though nobody may know who accepted.
 #[track_caller]
-pub(super) fn expect_server(server: &Record) {
-    server
-        .expect_plainly_established()
-        .expect_number("retransmits.syn_ack", 0)
-        .expect_number("retransmits.waited_ns", 0)
-        .expect_within("latency_ns", 0..=900)
-        .expect_flags_are(&[]);
-    if has_probes() {
-        server
-            .expect_number("retransmits.syn_seen", 1)
-            .expect_within("phases.synack_ns", 0..=500)
-            .expect_within("phases.ack_ns", 0..=900)
-            .expect_present("phases.accept_ns");
-    } else {
-        server.expect_none_of(&["process", "phases.accept_ns", "phases.synack_ns", "phases.ack_ns"]);
-    }
+pub(super) fn expect_server(server: &Record, netns: &Netns, ends: Ends, acceptor: (u64, &str)) {
+    server_of(server, "established", netns, ends)
+        .queued(1..=1, 1..=4_096)
+        .also(has_probes(), |whole| whole.process(acceptor.0, acceptor.1).within("phases.accept_ns", AT_ONCE))
+        .flags(&[])
+        .nothing_else();
 }
 
-/// Connects and accepts through rings of two threads; the acceptor waits first. Gives both records.
-fn through_rings(name: &str, flags: Flags) -> Option<(Record, Record)> {
+/// A thread of this process.
+pub(super) fn own(thread: &str) -> (u64, &str) {
+    (u64::from(std::process::id()), thread)
+}
+
+/// Connects and accepts through rings of two threads; the acceptor waits first. Gives both records, the namespaces and
+/// the listening port.
+fn through_rings(name: &str, flags: Flags) -> Option<(Record, Record, Pair, u16)> {
     let (mut acceptor, mut connector) = (ring(name)?, ring(name)?);
     let pair = Pair::new();
     let watch = Watch::begin();
@@ -121,15 +121,9 @@ fn through_rings(name: &str, flags: Flags) -> Option<(Record, Record)> {
     let client = watch.wait_for_end("client", to.port());
     let server = watch.wait_for_end("server", to.port());
     drop(streams);
-    expect_client(&client);
-    expect_server(&server);
     expect_one_handshake(&client, &server);
-    let records = watch.end();
-    for netns in [&pair.client, &pair.server] {
-        let records = all_of(records.clone(), netns);
-        assert_eq!(records.len(), 1, "one record at each end: {records:?}");
-    }
-    Some((client, server))
+    expect_counts(&watch.end(), &[(&pair.client, 1), (&pair.server, 1)]);
+    Some((client, server, pair, to.port()))
 }
 
 #[test]
@@ -138,20 +132,10 @@ fn connect_and_accept_through_io_uring_are_the_submitting_threads() {
     if !is_fit(NAME) {
         return;
     }
-    let Some((client, server)) = through_rings(NAME, Flags::empty()) else { return };
-    client.expect_thread("hs-ring-client");
-    // io_uring calls connect() without waiting, and again when the socket is ready. Over veth the answer may be
-    // there before that first call returns; then there is a time from ESTABLISHED to the return.
-    if attach() == "fentry" && !client.has_flag("non_blocking") {
-        client.expect_flags_are(&[]).expect_within("phases.wake_ns", 0..=900);
-    } else {
-        client
-            .expect_flags_are(if attach() == "fentry" { &["non_blocking"] } else { &[] })
-            .expect_absent("phases.wake_ns");
-    }
-    if has_probes() {
-        server.expect_thread("hs-ring-server");
-    }
+    let Some((client, server, pair, port)) = through_rings(NAME, Flags::empty()) else { return };
+    // io_uring calls connect() without waiting, and again when the socket is ready.
+    expect_client(&client, &pair.client, (CLIENT_V4, SERVER_V4, port), own("hs-ring-client"), false);
+    expect_server(&server, &pair.server, (SERVER_V4, CLIENT_V4, port), own("hs-ring-server"));
 }
 
 #[test]
@@ -160,30 +144,23 @@ fn connect_and_accept_by_workers_of_io_uring_are_the_process() {
     if !is_fit(NAME) {
         return;
     }
-    let Some((client, server)) = through_rings(NAME, Flags::ASYNC) else { return };
-    client.expect_flags_are(&[]);
-    if attach() == "fentry" {
-        client.expect_within("phases.wake_ns", 0..=900);
-    } else {
-        client.expect_absent("phases.wake_ns");
-    }
-    expect_worker(&client, None);
-    if has_probes() {
-        // Some kernels wait for a connection without a worker, and accept on the submitting thread.
-        expect_worker(&server, Some("hs-ring-server"));
-    }
+    let Some((client, server, pair, port)) = through_rings(NAME, Flags::ASYNC) else { return };
+    let ends = [(CLIENT_V4, SERVER_V4, port), (SERVER_V4, CLIENT_V4, port)];
+    expect_client(&client, &pair.client, ends[0], worker(&client, None), true);
+    // Some kernels wait for a connection without a worker, and accept on the submitting thread.
+    let acceptor = if has_probes() { worker(&server, Some("hs-ring-server")) } else { own("") };
+    expect_server(&server, &pair.server, ends[1], acceptor);
 }
 
 /// A worker of io_uring, or this thread.
 #[track_caller]
-fn expect_worker(record: &Record, or_thread: Option<&str>) {
+fn worker<'a>(record: &'a Record, or_thread: Option<&str>) -> (u64, &'a str) {
     let comm = record.text("process.comm").unwrap_or_default();
     let is_worker_of_nobody = names_no_drop_reasons() && comm.starts_with("io_wqe_worker");
     assert!(comm.starts_with("iou-wrk-") || is_worker_of_nobody || or_thread == Some(comm), "{record}");
     // Before 5.12 the workers are threads of the kernel, and nothing says for whom they work.
-    if !is_worker_of_nobody {
-        record.expect_number("process.pid", u64::from(std::process::id()));
-    }
+    let pid = if is_worker_of_nobody { record.number("process.pid") } else { None };
+    (pid.unwrap_or(u64::from(std::process::id())), comm)
 }
 
 /// System calls as a 32-bit program makes them: numbers, addresses and all.
@@ -285,20 +262,11 @@ fn a_32_bit_program_is_seen_though_no_system_call_tracepoint_sees_it() {
     let client = watch.wait_for_end("client", to.port());
     let server = watch.wait_for_end("server", to.port());
     drop(streams);
-    expect_client(&client);
-    expect_server(&server);
+    let ends = ("127.0.0.1", "127.0.0.1", to.port());
+    expect_client(&client, &netns, ends, own("hs-ia32"), true);
+    expect_server(&server, &netns, ends, own("hs-ia32"));
     expect_one_handshake(&client, &server);
-    client.expect_thread("hs-ia32").expect_flags_are(&[]);
-    if attach() == "fentry" {
-        client.expect_within("phases.wake_ns", 0..=900);
-    } else {
-        client.expect_absent("phases.wake_ns");
-    }
-    if has_probes() {
-        server.expect_thread("hs-ia32");
-    }
-    let records = all_of(watch.end(), &netns);
-    assert_eq!(records.len(), 2, "one record at each end: {records:?}");
+    expect_counts(&watch.end(), &[(&netns, 2)]);
 }
 
 #[test]
@@ -317,13 +285,15 @@ fn a_connect_that_the_kernel_makes_for_a_mount_is_the_mounting_threads() {
         std::ffi::CString::new(format!("trans=tcp,port={},version=9p2000.L", to.port())).expect("text");
     let errno = std::thread::scope(|scope| {
         // The file server that hangs up ends the mount.
-        scope.spawn(|| {
+        let (netns, listener) = (&netns, &listener);
+        let hang_up = move || {
             listener.set_nonblocking(true).expect("it can be set");
             let deadline = std::time::Instant::now() + super::environment::patience();
             while listener.accept().is_err() && std::time::Instant::now() < deadline {
                 std::thread::yield_now();
             }
-        });
+        };
+        scope.spawn(move || netns.on_thread("hs-accept", hang_up));
         netns.on_thread("hs-mounter", || {
             // SAFETY: four texts that end in zero.
             let result = unsafe {
@@ -345,15 +315,9 @@ fn a_connect_that_the_kernel_makes_for_a_mount_is_the_mounting_threads() {
     }
     let client = watch.wait_for_end("client", to.port());
     let server = watch.wait_for_end("server", to.port());
-    expect_client(&client);
-    client.expect_thread("hs-mounter").expect_flags_are(&[]);
-    if attach() == "fentry" {
-        client.expect_within("phases.wake_ns", 0..=900);
-    } else {
-        client.expect_absent("phases.wake_ns");
-    }
-    server.expect_plainly_established();
+    let ends = ("127.0.0.1", "127.0.0.1", to.port());
+    expect_client(&client, &netns, ends, own("hs-mounter"), true);
+    plain::expect_server(&server, &netns, ends, "hs-accept");
     expect_one_handshake(&client, &server);
-    let records = all_of(watch.end(), &netns);
-    assert_eq!(records.len(), 2, "one record at each end: {records:?}");
+    expect_counts(&watch.end(), &[(&netns, 2)]);
 }
