@@ -288,7 +288,7 @@ fn an_accepted_mptcp_connection_has_one_record_at_each_end() {
     let watch = Watch::begin();
     let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
     listener.bind(&any.into()).expect("loopback is up");
-    listener.listen(8).expect("it can listen");
+    netns.on_thread("hs-listen", || listener.listen(8).expect("it can listen"));
     let to = listener.local_addr().expect("it is bound");
     let port = to.as_socket().expect("it is IPv4").port();
     netns.on_thread("hs-mptcp", || {
