@@ -36,7 +36,8 @@ pub(super) fn passive_open(raw: &raw::PassiveOpen) -> Result<Box<PassiveOpen>, D
         new_state: state_if_any(raw.new_state)?,
         syn_cookie: has(flags::SYN_COOKIE),
         fast_open: has(flags::FAST_OPEN),
-        defer_accept: has(flags::DEFER_ACCEPT),
+        // The kernel marks a request alike when it drops its final ACK at a full accept queue (tcp_check_req).
+        defer_accept: has(flags::DEFER_ACCEPT) && !has(flags::ACK_DROPPED),
         syn_not_seen: has(flags::SYN_NOT_SEEN),
         syn_table_full: has(flags::SYN_TABLE_FULL),
         reset_received: has(flags::RESET_RECEIVED),

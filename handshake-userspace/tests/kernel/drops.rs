@@ -323,9 +323,8 @@ fn a_final_ack_at_a_full_accept_queue_leaves_only_the_client_connected() {
             .within("retransmits.waited_ns", 900..=7_000)
             .number("accept_queue.length", 2)
             .number("accept_queue.limit", 1)
-            // A fault: nobody asked for TCP_DEFER_ACCEPT. The kernel marks a request whose ACK found no room (`acked`)
-            // as it marks one whose ACK waits for data, and the program takes the one mark for the other.
-            .flags(&["defer_accept", "ack_dropped"])
+            // The kernel marks this request as it marks one whose ACK waits for data (TCP_DEFER_ACCEPT).
+            .flags(&["ack_dropped"])
             .nothing_else();
         expect_one_handshake(&client, &server);
     } else {
