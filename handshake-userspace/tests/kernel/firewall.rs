@@ -336,7 +336,12 @@ fn a_syn_that_the_servers_firewall_answers_is_refused_at_both_ends_and_told_once
         let told = has_probes() && !is_locked_down();
         if told {
             let server = watch.wait_for_end("server", port);
-            dropped(&server, "refused", &pair.server, evidence, syns).ends(address, own, port).nothing_else();
+            dropped(&server, "refused", &pair.server, evidence, syns)
+                .number("accept_queue.length", 0)
+                // What std asks for, or less where net.core.somaxconn says so.
+                .number_in("accept_queue.limit", 1..=4_096)
+                .ends(address, own, port)
+                .nothing_else();
             assert_eq!(server.get("remote"), client.get("local"), "{server}\n{client}");
             assert_eq!(server.get("isn.remote"), client.get("isn.local"), "{server}\n{client}");
         }
