@@ -333,10 +333,18 @@ fn a_syn_that_the_servers_firewall_answers_is_refused_at_both_ends_and_told_once
             .also(syns > 1, |whole| whole.within("retransmits.waited_ns", took.clone()))
             .flags(&[])
             .nothing_else();
-        let told = has_probes() && !is_locked_down();
+        // Who answers is not seen without a probe, which leaves a drop with a reason; under lockdown no header is read.
+        let told = if has_probes() { !is_locked_down() } else { has_drop_reasons() };
         if told {
             let server = watch.wait_for_end("server", port);
-            dropped(&server, "refused", &pair.server, evidence, syns)
+            let whole = if has_probes() {
+                dropped(&server, "refused", &pair.server, evidence, syns)
+            } else {
+                dropped(&server, "syn_dropped", &pair.server, "drop_reason", syns)
+                    .seen_by(&["tracepoint"])
+                    .text("dropped.reason", "NETFILTER_DROP")
+            };
+            whole
                 .number("accept_queue.length", 0)
                 // What std asks for, or less where net.core.somaxconn says so.
                 .number_in("accept_queue.limit", 1..=4_096)
