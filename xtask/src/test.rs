@@ -30,7 +30,7 @@ pub struct Arguments {
     #[arg(long, default_value = kernels::DEFAULT)]
     pub kernels: Selection,
     /// How hooks attach in the VMs; lockdown is fentry in a kernel booted with lockdown=confidentiality
-    #[arg(long, value_delimiter = ',', default_value = "fentry,kprobe,lockdown")]
+    #[arg(long, value_delimiter = ',', default_value = "fentry,kprobe,lockdown,tracepoint")]
     pub modes: Vec<Mode>,
     /// Leave out the tests on this machine's own kernel
     #[arg(long)]
