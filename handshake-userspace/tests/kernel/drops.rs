@@ -371,7 +371,12 @@ fn a_listener_that_was_there_before_us_is_named_for_the_syns_that_it_drops() {
     // With --duration or SIGINT an attempt that still waits for its next SYN is told too.
     let servers = all_of(tracer.stop(), &pair.server);
     // Without probes nothing tells of the drop.
-    expect_counts(&servers, &[(&pair.server, usize::from(has_probes()))]);
+    if has_probes() && is_locked_down() {
+        // Whose SYN it was can't be read, so a second one that a busy machine lets through is another record.
+        assert!((1..=2).contains(&servers.len()), "{servers:?}");
+    } else {
+        expect_counts(&servers, &[(&pair.server, usize::from(has_probes()))]);
+    }
     if let Some(server) = servers.first() {
         let sent = server.number("dropped.segments").expect("they are counted");
         let main_thread = std::fs::read_to_string("/proc/self/comm").expect("it can be read");
