@@ -220,6 +220,9 @@ pub fn end_was_missed<M: Memory>(
     report_end(sock, Some(open), generation_ns, new_state, (answered_ns, error), attach);
 }
 
+/// Both bits: found out after connect() had returned.
+const LATE_AND_RETURNED: u32 = flags::FOUND_LATE | flags::CALL_RETURNED;
+
 /// The event of the end; a time of 0 is now, an error of 0 is what the socket says.
 #[inline(always)]
 fn report_end<M: Memory>(
@@ -292,12 +295,16 @@ fn report_end<M: Memory>(
         sock.isn_of_unanswered_syn(&mut event.negotiated);
     }
     if new_state == TcpState::Established as u8 {
-        if let Some(open) = open {
-            // A second witness: beside a packet capture the tracepoint was once not seen for a SYN sent again.
+        // TCP's own count is the second witness of SYNs sent again: a kernel may withhold the hook on one (decisions/0022).
+        // An end that was found out after connect() had returned comes too late, for data may have been sent again since.
+        let is_of_syns = time_ns == 0 && bits & LATE_AND_RETURNED != LATE_AND_RETURNED;
+        if let Some(open) = open
+            && is_of_syns
+        {
             // SAFETY: a live entry.
             let before = unsafe { (*open).sent_again_before };
             let again = u16::from((sock.sent_again() as u8).wrapping_sub(before));
-            if again > event.syn_retransmits && time_ns == 0 {
+            if again > event.syn_retransmits {
                 event.syn_retransmits = again;
             }
         }
