@@ -63,8 +63,10 @@ pub fn of_client(subject: &Subject, segments: &[Segment], records: &[Record]) ->
             (Some((End::Refusal, rst_ns)), _) => {
                 ("refused", &["refused"], Some(("failed_after_ns", since_syn(rst_ns))))
             }
-            // A SYN-ACK for a socket that was closed is answered by a RST, or that was lost on the way out.
-            _ => ("unanswered", &["timed_out", "cancelled"], None),
+            // A SYN-ACK for a socket that was closed is answered by a RST, or that was lost on the way out. Who gives up
+            // does so before its SYN is sent again, and the kernel a good while after that.
+            _ if one.syns > 1 => ("timed_out", &["timed_out"], None),
+            _ => ("cancelled", &["cancelled"], None),
         };
         (name, Some(Expected { outcomes, time, counts: vec![("retransmits.syn", one.syns - 1)] }))
     });
