@@ -372,8 +372,8 @@ impl<M: Memory> Sock<M> {
             if bits & (7 << 4) != 0 {
                 options |= option_bits::SACK;
             }
-            // TCP_ECN_OK is bit 0 on every kernel that we test.
-            if M::read::<u8>(tcp, offset!(ecn_flags)).unwrap_or(0) & 1 != 0 {
+            // Bit 0 is RFC 3168's ECN on every kernel that we test; bit 4 is accurate ECN (6.18), and was free before.
+            if M::read::<u8>(tcp, offset!(ecn_flags)).unwrap_or(0) & (1 | 1 << 4) != 0 {
                 options |= option_bits::ECN;
             }
             if M::read::<u8>(tcp, offset!(is_mptcp)).unwrap_or(0) != 0 {

@@ -61,6 +61,9 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
             CanaryResult::NotRun(_) => notice::warn(&format!("canary {}", trace.canary)),
             _ => log::info!("canary {}", trace.canary),
         }
+        for hook in hooks.iter().filter(|hook| trace.silent_hooks.contains(&hook.hook)) {
+            notice::warn(&format!("hook {} is attached, and {}", hook.hook, hook.lacks));
+        }
         for line in not_shown(hooks).into_iter().filter(|_| plan.verbosity != 0) {
             notice::say(&line);
         }

@@ -5,9 +5,10 @@
 //! the hooks report of them goes through the same decode and tracker as everything later; ends, process, namespace,
 //! ISNs, outcome and times must be what the socket calls and our own clock say. What a newcomer would get wrong:
 //! there are three results. A loopback that is down proves nothing against the kernel side, so that is a warning;
-//! only a report that is wrong, or that doesn't come, stops us.
+//! only a report that is wrong, or that doesn't come, stops us. A hook that tells nothing is a warning too.
 
 mod handshakes;
+mod silence;
 mod verdict;
 
 use std::{
@@ -23,6 +24,7 @@ use self::{
     handshakes::{Baits, Made},
     verdict::Expected,
 };
+use super::HookStatus;
 use crate::{
     decode::decode,
     model::{
@@ -107,42 +109,78 @@ impl Canary {
         filter
     }
 
-    /// Makes the handshakes and judges what `ring` gives. Returns also what else was in the ring: other
-    /// handshakes have begun by now. An error says what was reported wrongly.
+    /// Makes the handshakes and judges what `ring` gives. An error says what was reported wrongly.
     pub(super) fn sing(
         self,
         filter: &Filter,
+        hooks: &[HookStatus],
         mut ring: impl FnMut() -> Option<Bytes>,
-    ) -> Result<(CanaryResult, Vec<SourceItem>), String> {
+    ) -> Result<Sung, String> {
         let baits = match self {
             Canary::Ready(baits) => baits,
-            Canary::Not(result) => return Ok((result, Vec::new())),
+            Canary::Not(result) => return Ok(Sung { result, silent: Vec::new(), others: Vec::new() }),
         };
         let mut seen = Seen::default();
-        let mut wrong = String::new();
+        let mut every_made = Vec::new();
+        let mut verdict = Err(String::new());
         for _ in 0..ATTEMPTS {
             let made = match baits.make() {
                 Ok(made) => made,
                 Err(why) => {
                     seen.drain(&mut ring);
-                    return Ok((CanaryResult::NotRun(why), seen.not_of(&baits)));
+                    let others = seen.not_of(&baits);
+                    return Ok(Sung { result: CanaryResult::NotRun(why), silent: Vec::new(), others });
                 }
             };
+            every_made.extend(made.iter().copied());
             let deadline = Instant::now() + PATIENCE;
             loop {
                 seen.drain(&mut ring);
                 match judge(&made, &seen, filter) {
-                    Ok(()) => return Ok((CanaryResult::Passed(made.len()), seen.not_of(&baits))),
-                    Err(problem) => wrong = problem,
+                    Ok(()) => {
+                        let mut ours = seen.records();
+                        ours.retain(|record| is_of(record, &every_made));
+                        verdict = Ok((made.len(), silence::silent(hooks, &ours)));
+                    }
+                    // One attempt that was reported right proves what another one, that was disturbed, does not.
+                    Err(problem) if verdict.is_err() => verdict = Err(problem),
+                    Err(_) => {}
                 }
-                if Instant::now() >= deadline {
+                if told_in_full(&verdict) || Instant::now() >= deadline {
                     break;
                 }
                 thread::sleep(Duration::from_millis(2));
             }
+            if told_in_full(&verdict) {
+                break;
+            }
         }
-        Err(wrong)
+        let (handshakes, silent) = verdict?;
+        Ok(Sung { result: CanaryResult::Passed(handshakes), silent, others: seen.not_of(&baits) })
     }
+}
+
+/// Whether everything was right, and no hook was silent.
+fn told_in_full(verdict: &Result<(usize, Vec<&str>), String>) -> bool {
+    matches!(verdict, Ok((_, silent)) if silent.is_empty())
+}
+
+/// What the canary's handshakes showed.
+pub(super) struct Sung {
+    pub(super) result: CanaryResult,
+    /// Hooks that are attached and told nothing.
+    pub(super) silent: Vec<&'static str>,
+    /// What else was in the ring: other handshakes have begun by now.
+    pub(super) others: Vec<SourceItem>,
+}
+
+/// Whether a record is of one of these handshakes, whichever its end.
+fn is_of(record: &Handshake, made: &[Made]) -> bool {
+    let ends = (record.local, record.remote);
+    made.iter().any(|made| {
+        let (client, server) = (Some(made.client), Some(made.server));
+        ends == (client, server) || ends == (server, client)
+    })
 }
 
 fn judge(made: &[Made], seen: &Seen, filter: &Filter) -> Result<(), String> {

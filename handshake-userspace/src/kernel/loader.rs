@@ -94,15 +94,19 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         .take_map("EVENTS")
         .ok_or_else(|| StartError::Failed("the object has no map EVENTS".to_owned()))
         .and_then(|map| RingBuf::try_from(map).map_err(|error| StartError::Failed(error.to_string())))?;
-    let (canary, others) = canary
-        .sing(&filter, || ring.next().map(|record| Bytes::copy_from_slice(&record)))
+    let sung = canary
+        .sing(&filter, &hooks, || ring.next().map(|record| Bytes::copy_from_slice(&record)))
         .map_err(|problem| StartError::Unsupported(refusal(&problem, &path)))?;
+    for hook in hooks.iter_mut().filter(|hook| sung.silent.contains(&hook.hook)) {
+        hook.lacks =
+            format!("it told nothing of the canary's handshakes, as if it never fired: {}", hook.without_it);
+    }
     let sweeper = Sweeper::new(&mut ebpf, requests_are_seen_by(&hooks));
     let mib = MibReader::new(&options.filter, &hooks);
     let mib_at_start = Some(mib.read());
     let messages = log_messages::MessagePump::start(&mut ebpf);
     let attached = Attached { sweeper, _messages: messages, _programs: ebpf };
-    let source = RingBufferSource::new(ring, seen.into_iter().chain(others).collect())
+    let source = RingBufferSource::new(ring, seen.into_iter().chain(sung.others).collect())
         .map_err(|error| StartError::Failed(format!("the ring buffer cannot be polled: {error}")))?;
     Ok(LiveTrace {
         drop_reasons,
@@ -114,7 +118,8 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         missing_fields: resolved.missing,
         locked_down: locked,
         cpus,
-        canary,
+        canary: sung.result,
+        silent_hooks: sung.silent,
         ring_bytes,
         attached,
     })

@@ -86,6 +86,8 @@ pub struct LiveTrace {
     pub locked_down: bool,
     /// What came of our own first handshakes.
     pub canary: CanaryResult,
+    /// Hooks that are attached and told nothing of those.
+    pub silent_hooks: Vec<&'static str>,
     /// Possible CPUs.
     pub cpus: usize,
     /// Size of the ring buffer.

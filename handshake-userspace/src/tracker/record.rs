@@ -262,7 +262,8 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
                 .map(|syns| u32::from(syns).saturating_add(syns_dropped)),
             waited_ns: waited_by_server(
                 counts_syn_acks.then_some(retransmits),
-                between(synack_ns, last_retransmit_ns),
+                // Tracepoint mode has no time of the SYN-ACK. It left microseconds after its SYN, and waits are seconds.
+                between(synack_ns.or(let_in_ns), last_retransmit_ns),
                 first_dropped_ns.and_then(|first_ns| between(Some(first_ns), let_in_ns)),
             ),
         },

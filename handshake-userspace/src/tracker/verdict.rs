@@ -99,7 +99,9 @@ pub(super) fn left_syn_sent_for_closed(
         // on a socket that it closes itself, for connect() to AF_UNSPEC.
         Some(0 | errno::ECONNRESET) if !end.reset_received => match failed_call {
             Some(number) if !syn_left || number == errno::EADDRNOTAVAIL => Some(failed_before_syn(number)),
-            _ if syn_left || end.deferred => {
+            // connect() had gone back to its caller in SYN-SENT, so nothing failed in it: a deferred Fast Open
+            // (TCP_FASTOPEN_CONNECT), whose SYN waits for the first write, was closed before that.
+            _ if syn_left || end.deferred || end.call_returned => {
                 Some(Verdict::new(Outcome::Cancelled, EvidenceKind::ClosedInSynSent))
             }
             _ => Some(Verdict::new(Outcome::LocalError, EvidenceKind::ClosedInSynSent)),

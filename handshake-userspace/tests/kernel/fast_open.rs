@@ -21,21 +21,21 @@ use super::{
 const HERE: &str = "127.0.0.1";
 
 /// A namespace in which both ends may use Fast Open.
-fn willing() -> Netns {
+pub fn willing() -> Netns {
     let netns = Netns::new("t");
     netns.set("ipv4/tcp_fastopen", "3");
     netns
 }
 
 /// A listener that takes data with a SYN.
-fn fast_listener() -> (TcpListener, SocketAddr) {
+pub fn fast_listener() -> (TcpListener, SocketAddr) {
     let (listener, to) = loopback_listener();
     set_option(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16);
     (listener, to)
 }
 
 /// connect() that leaves the SYN to the first write once there is a cookie, and that write of one byte.
-fn connect_and_write(to: SocketAddr) -> Socket {
+pub fn connect_and_write(to: SocketAddr) -> Socket {
     let client = tcp_socket();
     set_option(&client, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
     client.connect(&to.into()).expect("it returns, before any SYN left if there is a cookie");
@@ -44,7 +44,7 @@ fn connect_and_write(to: SocketAddr) -> Socket {
 }
 
 /// accept(), and the wait for that byte: it has arrived before the connection ends.
-fn accept_and_read(listener: &TcpListener) -> TcpStream {
+pub fn accept_and_read(listener: &TcpListener) -> TcpStream {
     let accepted = listener.accept().expect("a child is queued").0;
     assert_eq!(accepted.peek(&mut [0]).expect("one byte was sent"), 1);
     accepted

@@ -35,6 +35,7 @@ mod migration;
 mod mptcp;
 mod neighbours;
 mod netns;
+mod never_sent;
 mod noted_errors;
 mod passive_open;
 mod peer;

@@ -10,7 +10,9 @@ use std::{
 };
 
 use super::{
-    environment::{attach, in_vm, is_fit, is_fit_once, is_locked_down, names_no_drop_reasons, program, skip},
+    environment::{
+        attach, has_probes, in_vm, is_fit, is_fit_once, is_locked_down, names_no_drop_reasons, program, skip,
+    },
     netns::Netns,
     tracer::Tracer,
 };
@@ -104,6 +106,27 @@ fn doctor_says_how_each_hook_is_attached() {
         let has_no_reasons = hook["hook"] == "segment_freed" && names_no_drop_reasons();
         if hook["attached"].is_null() && !has_no_reasons {
             assert_eq!(attach(), "tracepoint", "with probes every hook works: {hook}");
+        }
+        // One that is attached, and that nothing calls, would be found by the canary.
+        assert!(!hook["lacks"].as_str().is_some_and(|lacks| lacks.contains("canary")), "{hook}");
+    }
+    if !has_probes() {
+        // What this mode leaves out of every server's record, by the names that it has there.
+        let said: String = hooks
+            .iter()
+            .filter_map(|hook| hook[if hook["attached"].is_null() { "without_it" } else { "lacks" }].as_str())
+            .collect();
+        for field in [
+            "phases.synack_ns",
+            "phases.ack_ns",
+            "phases.accept_call_ns",
+            "retransmits.syn_seen",
+            "rtt_ns",
+            "kernel_rtt_us",
+            "defer_accept",
+            "queue's length",
+        ] {
+            assert!(said.contains(field), "{field} is absent here, and nothing says so: {said}");
         }
     }
     assert!(text(&run(&["doctor", "--attach", &attach()]).stdout).contains("HOOK"));

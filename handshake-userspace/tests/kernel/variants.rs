@@ -286,12 +286,17 @@ fn a_client_that_resets_at_once_is_established_and_then_accepted() {
     keys.sort_unstable();
     keys.dedup();
     assert_eq!(keys.len(), 2 * CONNECTIONS, "no two lives of one address share a record");
+    let mut before_the_rst = 0;
     for server in records.iter().filter(|record| record.is("server", port)) {
+        // The RST may wait for ksoftirqd, and accept() be faster. Then it hit a connection that somebody has.
+        let accepted_first =
+            server.get("flags").and_then(|flags| flags.as_array()).is_some_and(Vec::is_empty);
+        before_the_rst += usize::from(accepted_first);
         server_of(server, &netns, port, "hs-both")
             .served(AT_ONCE)
             .within("phases.accept_ns", AT_ONCE)
             .queued(1..=1, 128..=4_096)
-            .flags(&["reset_in_queue"])
+            .flags(if accepted_first { &[] } else { &["reset_in_queue"] })
             .nothing_else();
         let client =
             records.iter().find(|record| record.is("client", port) && record.get("id") == server.get("id"));
@@ -299,4 +304,8 @@ fn a_client_that_resets_at_once_is_established_and_then_accepted() {
         client_of(client, &netns, port, "hs-both").flags(&[]).nothing_else();
         expect_one_handshake(client, server);
     }
+    assert!(
+        before_the_rst * 10 < CONNECTIONS,
+        "{before_the_rst} of {CONNECTIONS} were accepted before the RST came"
+    );
 }
