@@ -61,7 +61,7 @@ pub struct PassiveOpen {
     pub final_ack_ns: u64,
     /// When the child entered the accept queue, 0 if it has not.
     pub queued_ns: u64,
-    /// ISNs from the request sock; options too once the child is ESTABLISHED.
+    /// ISNs from the request sock; options too once the child is ESTABLISHED, or the request died.
     pub negotiated: Negotiated,
     /// `sk_err`, positive errno, if [`flags::ERROR_KNOWN`].
     pub sk_err: u32,

@@ -267,7 +267,8 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
             ),
         },
         isn,
-        options: agreed.options.filter(|_| established_ns.is_some()),
+        // A request that died half open tells them too: its SYN-ACK had settled them.
+        options: agreed.options,
         // One that was refused is not in it.
         accept_queue: known
             .filter(|_| child.queued_ns.is_some() || ack_dropped || refused_ack)
