@@ -230,6 +230,8 @@ pub struct LeftSynSent {
     pub end_time_unknown: bool,
     /// The change of state was not seen, and found out afterwards; `sk_err` is what was left on the socket by then.
     pub found_late: bool,
+    /// It began while we watched, and the kernel side knows nothing of its beginning.
+    pub syn_time_lost: bool,
     /// The hooks will say when connect() returns (if it has not).
     pub return_is_seen: bool,
     /// One of our own sockets.

@@ -301,7 +301,7 @@ impl Tracker {
         };
         let (mut record, still_queued) = match kind {
             Kind::Active(open) => {
-                let (netns, counted_ns) = (open.ends.netns, open.counted_ns);
+                let (netns, counted_ns) = (open.ends.netns, open.counted_ns.filter(|_| !open.syns_uncounted));
                 let dropped = (open.syns_dropped != 0)
                     .then(|| self.told_drops(open.syns_dropped, EvidenceKind::DropReason, open.drop_reason));
                 let record = record::of_active_open(*open, dropped, head);

@@ -142,6 +142,7 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
             (open.fast_open, Flag::FastOpen),
             (is_crossed, Flag::SimultaneousOpen),
             (open.seen_late, Flag::SeenLate),
+            (open.syn_time_lost && syn_left, Flag::SynTimeLost),
             (non_blocking, Flag::NonBlocking),
             (end.as_ref().is_some_and(|end| end.reset_sent), Flag::ResetSent),
             (head.events_lost, Flag::EventsLost),

@@ -90,6 +90,21 @@ fn each_kind_of_handshake_is_what_the_kernel_counts() {
 }
 
 #[test]
+fn an_open_for_which_the_kernel_side_had_no_room_is_counted_at_its_end() {
+    let unknown = |syn_time_lost: bool| {
+        given_client().without_generation().with(|facts| {
+            facts.called_ns = None;
+            facts.syn_time_lost = syn_time_lost;
+            facts.agreed.local_isn = Some(7);
+        })
+    };
+    expect_agreement([1, 0, 0, 0], &unknown(true).syn_ack().script.acts);
+    expect_agreement([1, 0, 0, 0], &unknown(true).application_closes().script.acts);
+    // One that was there before us was counted before us.
+    expect_agreement([0, 0, 0, 0], &unknown(false).syn_ack().script.acts);
+}
+
+#[test]
 fn an_open_whose_syn_event_was_lost_is_counted_at_its_end() {
     let script = given_client().syn().wait(MS).syn_ack().script.acts;
     expect_agreement([1, 0, 0, 0], &script[1..]);
