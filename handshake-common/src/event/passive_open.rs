@@ -83,6 +83,16 @@ pub struct PassiveOpen {
     pub reserved: u16,
 }
 
-crate::pod!(PassiveOpen);
+/// A child that lost: while one CPU made it, another one took its request out of the kernel's table, for a child of its own
+/// or because a RST had come. The kernel has counted it (`PassiveOpens`) and closes it unborn; it is no handshake of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ChildUndone {
+    /// Both ends.
+    pub endpoints: Endpoints,
+}
+
+crate::pod!(PassiveOpen, ChildUndone);
 
 const _: () = assert!(size_of::<PassiveOpen>() == 152);
+const _: () = assert!(size_of::<ChildUndone>() == 48);

@@ -137,6 +137,7 @@ fn valid_event(kind: EventKind) -> Vec<u8> {
         EventKind::Accepted => event(kind, &accept_queue::Accepted::default()),
         EventKind::ChildDestroyed => event(kind, &accept_queue::ChildDestroyed::default()),
         EventKind::ListenerOpened | EventKind::ListenerClosed => event(kind, &listener::Listener::default()),
+        EventKind::ChildUndone => event(kind, &passive_open::ChildUndone { endpoints: endpoints() }),
         EventKind::SynRetransmitted => event(kind, &retransmit::SynRetransmitted::default()),
         EventKind::SegmentDropped => event(kind, &drop::SegmentDropped::default()),
         EventKind::SocketSeen => {

@@ -205,6 +205,8 @@ impl Tracker {
             Act::ChildQueued(act) => self.child_queued(at, act, out),
             Act::LeftSynReceived(act) => self.left_syn_received(at, act, out),
             Act::RequestDied(act) => self.request_died(at, act, out),
+            // The handshake is the winner's; the kernel has counted both.
+            Act::ChildUndone { ends } => self.ledger.add(ends.netns, Tally::PassiveOpens, at.time_ns, 1),
             Act::Accepted(act) => self.accepted(at, act, out),
             Act::ChildDestroyed(act) => self.child_destroyed(at, act, out),
             Act::ListenerOpened(act) => self.listeners.opened(at.socket.address, act),
