@@ -136,6 +136,12 @@ offsets! {
     req_timer = "request_sock"."rsk_timer",
     /// `request_sock.sk`: the child.
     req_child = "request_sock"."sk",
+    /// `request_sock.mss`: the MSS that the client announced.
+    req_mss = "request_sock"."mss",
+    /// Byte with `inet_request_sock.snd_wscale` and `rcv_wscale`.
+    ireq_snd_wscale = "inet_request_sock"."snd_wscale",
+    /// Byte with `inet_request_sock.tstamp_ok`, `sack_ok`, `wscale_ok` and `ecn_ok`.
+    ireq_tstamp_ok = "inet_request_sock"."tstamp_ok",
     /// Byte with `inet_request_sock.acked`: TCP_DEFER_ACCEPT swallowed a bare ACK.
     ireq_acked = "inet_request_sock"."acked",
     /// `tcp_request_sock.snt_synack`: first SYN-ACK, microseconds of CLOCK_MONOTONIC.

@@ -79,6 +79,8 @@ pub mod known {
     pub const SRTT: u32 = 1 << 3;
     /// `local_mss` and both windows.
     pub const WINDOWS: u32 = 1 << 4;
+    /// `local_window` alone: of a request, whose client has announced no window for it yet.
+    pub const LOCAL_WINDOW: u32 = 1 << 5;
 }
 
 /// Bits of [`Negotiated::options`].

@@ -135,6 +135,8 @@ pub struct Runtime {
     pub syn_is_noted: u32,
     /// Not 0: probes see how requests begin and how they die.
     pub requests_are_seen: u32,
+    /// Not 0: the daemon has asked every network namespace for the sockets that were there before us.
+    pub snapshot_is_complete: u32,
 }
 
 /// See [`ACTIVE_OPENS`].

@@ -132,6 +132,7 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         call_returned: false,
         end_time_unknown: false,
         found_late: false,
+        syn_time_lost: false,
         mptcp_join: false,
         syn_data: false,
         syn_data_acked: false,

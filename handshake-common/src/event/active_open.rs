@@ -37,6 +37,9 @@ pub mod flags {
     pub const MPTCP_JOIN: u32 = 1 << 12;
     /// No hook saw the change of state; another one found it out, and an error may have been read off the socket since.
     pub const FOUND_LATE: u32 = 1 << 13;
+    /// `ACTIVE_OPENS` never had it (no room, or the kernel skipped our programs), and it is none of those that were there
+    /// when we came: what the table would have known is unknown.
+    pub const SYN_TIME_LOST: u32 = 1 << 14;
 }
 
 /// The first SYN was handed to IP (`tcp_connect`), or as near to that as the mode can see.

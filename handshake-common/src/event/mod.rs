@@ -36,6 +36,8 @@ pub enum EventKind {
     LeftSynReceived = 0x0202,
     /// [`passive_open::PassiveOpen`]: a request sock died half open.
     RequestDied = 0x0203,
+    /// [`passive_open::ChildUndone`]: a child was made of a request that another segment had ended already.
+    ChildUndone = 0x0204,
     /// [`accept_queue::Accepted`]: accept() took the child.
     Accepted = 0x0301,
     /// [`accept_queue::ChildDestroyed`]: the child was destroyed and nobody had accepted it.
@@ -54,7 +56,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 14] = [
+    pub const ALL: [EventKind; 15] = [
         EventKind::SynSent,
         EventKind::ConnectFailed,
         EventKind::LeftSynSent,
@@ -62,6 +64,7 @@ impl EventKind {
         EventKind::ChildQueued,
         EventKind::LeftSynReceived,
         EventKind::RequestDied,
+        EventKind::ChildUndone,
         EventKind::Accepted,
         EventKind::ChildDestroyed,
         EventKind::ListenerOpened,
@@ -82,6 +85,7 @@ impl EventKind {
                 EventKind::ChildQueued | EventKind::LeftSynReceived | EventKind::RequestDied => {
                     size_of::<passive_open::PassiveOpen>()
                 }
+                EventKind::ChildUndone => size_of::<passive_open::ChildUndone>(),
                 EventKind::Accepted => size_of::<accept_queue::Accepted>(),
                 EventKind::ChildDestroyed => size_of::<accept_queue::ChildDestroyed>(),
                 EventKind::ListenerOpened | EventKind::ListenerClosed => size_of::<listener::Listener>(),

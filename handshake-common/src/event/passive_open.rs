@@ -61,7 +61,7 @@ pub struct PassiveOpen {
     pub final_ack_ns: u64,
     /// When the child entered the accept queue, 0 if it has not.
     pub queued_ns: u64,
-    /// ISNs from the request sock; options too once the child is ESTABLISHED.
+    /// ISNs from the request sock; options too once the child is ESTABLISHED, or the request died.
     pub negotiated: Negotiated,
     /// `sk_err`, positive errno, if [`flags::ERROR_KNOWN`].
     pub sk_err: u32,
@@ -83,6 +83,16 @@ pub struct PassiveOpen {
     pub reserved: u16,
 }
 
-crate::pod!(PassiveOpen);
+/// A child that lost: while one CPU made it, another one took its request out of the kernel's table, for a child of its own
+/// or because a RST had come. The kernel has counted it (`PassiveOpens`) and closes it unborn; it is no handshake of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ChildUndone {
+    /// Both ends.
+    pub endpoints: Endpoints,
+}
+
+crate::pod!(PassiveOpen, ChildUndone);
 
 const _: () = assert!(size_of::<PassiveOpen>() == 152);
+const _: () = assert!(size_of::<ChildUndone>() == 48);

@@ -188,6 +188,15 @@ pub fn left_syn_sent<M: Memory>(sock: Sock<M>, new_state: u8, attach: Attach) {
     }
 }
 
+/// Whether a socket in SYN-SENT that the table has not must have begun after us: the daemon has been told of all that had
+/// begun before.
+#[inline(always)]
+fn began_after_us() -> bool {
+    let Some(runtime) = RUNTIME.get_ptr(0) else { return false };
+    // SAFETY: the array's one live entry; aligned u32.
+    unsafe { (*runtime).snapshot_is_complete != 0 }
+}
+
 /// Whether something shows that an entry's SYN left: its hook, or an answer.
 #[inline(always)]
 pub fn syn_left(open: *const ActiveOpen) -> bool {
@@ -253,6 +262,9 @@ fn report_end<M: Memory>(
     }
     if open.is_none() || new_state != TcpState::Closed as u8 {
         sock.ends(&mut event.endpoints);
+    }
+    if open.is_none() && began_after_us() {
+        bits |= flags::SYN_TIME_LOST;
     }
     if let Some(on_socket) = sock.error() {
         event.sk_err = on_socket;

@@ -136,6 +136,7 @@ fn died<M: Memory>(request: RequestSock<M>, generation_ns: u64, how: u32, is_has
         let event = slot.payload();
         request.ends(&mut event.endpoints);
         gather(request, event);
+        request.options(&mut event.negotiated);
         event.flags |= bits;
         event.old_state = TcpState::NewSynReceived as u8;
         event.new_state = TcpState::Closed as u8;

@@ -11,7 +11,7 @@ use handshake_common::{
     event::{
         Attach, EventKind,
         listener::Listener,
-        passive_open::{PassiveOpen, flags},
+        passive_open::{ChildUndone, PassiveOpen, flags},
     },
     filter::{ROLE_CLIENT, ROLE_SERVER},
     tcp::TcpState,
@@ -217,7 +217,8 @@ fn child_joins<M: Memory>(sock: Sock<M>, new: u8, now: u64) -> bool {
 }
 
 /// Two segments that each complete the handshake (the ACK and a FIN that overtook it) can make a child each, on
-/// two CPUs. inet_ehash_nolisten lets one into the table and closes the other, without an error on it; that one
+/// two CPUs, and a RST on one CPU can end the request of which the ACK makes a child on the other. inet_ehash_nolisten
+/// lets no child into the table whose request has left it, and closes it, without an error on it; that one
 /// was never queued, and the request's facts are the winner's.
 #[inline(always)]
 fn lost_its_race<M: Memory>(child: Sock<M>, new: u8) -> bool {
@@ -225,8 +226,24 @@ fn lost_its_race<M: Memory>(child: Sock<M>, new: u8) -> bool {
         new == TcpState::Closed as u8 && child.error().unwrap_or(0) == 0 && !child.is_fast_open_child();
     if lost {
         closed_before_queued(child);
+        child_undone(child);
     }
     lost
+}
+
+/// Tells that the kernel has counted a child too many. One that MPTCP refuses is closed by tcp_done(), which takes its port
+/// away, and its request tells of it; inet_ehash_nolisten leaves the port to what destroys the socket.
+#[inline(always)]
+fn child_undone<M: Memory>(child: Sock<M>) {
+    let slot = Slot::<ChildUndone>::reserve(0, EventKind::ChildUndone, Attach::Common, child.key(), 0);
+    let Some(mut slot) = slot else { return };
+    let event = slot.payload();
+    child.ends(&mut event.endpoints);
+    if event.endpoints.local_port == 0 {
+        slot.discard();
+        return;
+    }
+    slot.submit();
 }
 
 /// Reports that a queued child left SYN-RECEIVED; `time_ns` 0 is now. accept() calls it too, for a child whose

@@ -8,7 +8,7 @@ use core::marker::PhantomData;
 use handshake_common::{
     endpoint::Endpoints,
     offsets::UNAVAILABLE,
-    tcp::{Negotiated, known},
+    tcp::{Negotiated, known, option_bits},
 };
 
 use super::{
@@ -109,6 +109,42 @@ impl<M: Memory> RequestSock<M> {
         }
     }
 
+    /// What its SYN and its SYN-ACK agreed on. The client's window comes with the final ACK, and our MSS is the route's:
+    /// neither is in a request.
+    #[inline(always)]
+    pub fn options(self, negotiated: &mut Negotiated) {
+        let Some(request) = M::tcp_request_sock(self.address) else { return };
+        // One by one: of a pattern of several Options the compiler copies undefined halves too, which the verifier
+        // refuses.
+        let Some(agreed) = M::read::<u8>(request, offset!(ireq_tstamp_ok)) else { return };
+        let Some(scales) = M::read::<u8>(request, offset!(ireq_snd_wscale)) else { return };
+        let Some(mss) = M::read::<u16>(self.address, offset!(req_mss)) else { return };
+        let mut options = 0;
+        if agreed & TIMESTAMPS_OK != 0 {
+            options |= option_bits::TIMESTAMPS;
+        }
+        if agreed & SACK_OK != 0 {
+            options |= option_bits::SACK;
+        }
+        if agreed & WINDOW_SCALE_OK != 0 {
+            options |= option_bits::WINDOW_SCALE;
+            negotiated.remote_window_scale = scales & 0xf;
+            negotiated.local_window_scale = scales >> 4;
+        }
+        if agreed & ECN_OK != 0 {
+            options |= option_bits::ECN;
+        }
+        negotiated.options = options;
+        negotiated.mss = mss;
+        negotiated.known |= known::OPTIONS;
+        // 0 until the kernel has chosen one, which it does before it sends the SYN-ACK.
+        let window = M::read::<u32>(self.address, offset!(req_rcv_wnd)).unwrap_or(0);
+        if window != 0 {
+            negotiated.local_window = window;
+            negotiated.known |= known::LOCAL_WINDOW;
+        }
+    }
+
     /// Whether an ACK of this number is for its SYN-ACK (RFC 9293 section 3.5). One of another number makes no child.
     #[inline(always)]
     pub fn is_acknowledged_by(self, number: u32) -> bool {
@@ -158,4 +194,8 @@ impl<M: Memory> RequestSock<M> {
 }
 
 /// `inet_request_sock`: snd_wscale:4 rcv_wscale:4, then tstamp_ok sack_ok wscale_ok ecn_ok acked.
+const TIMESTAMPS_OK: u8 = 1;
+const SACK_OK: u8 = 1 << 1;
+const WINDOW_SCALE_OK: u8 = 1 << 2;
+const ECN_OK: u8 = 1 << 3;
 const ACKED: u8 = 1 << 4;

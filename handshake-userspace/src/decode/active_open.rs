@@ -57,6 +57,7 @@ pub(super) fn left_syn_sent(raw: &raw::LeftSynSent) -> Result<Act, DecodeError> 
         call_returned: has(flags::CALL_RETURNED),
         end_time_unknown: has(flags::END_TIME_UNKNOWN),
         found_late: has(flags::FOUND_LATE),
+        syn_time_lost: has(flags::SYN_TIME_LOST),
         return_is_seen: has(flags::RETURN_IS_SEEN),
         own: has(flags::OWN),
         mptcp_join: has(flags::MPTCP_JOIN),

@@ -69,10 +69,10 @@ pub(super) fn agreed(raw: &Negotiated) -> Agreed {
             sack: has(option_bits::SACK),
             timestamps: has(option_bits::TIMESTAMPS),
             ecn: has(option_bits::ECN),
-            windows: is_known(known::WINDOWS).then_some(Windows {
-                local_mss: raw.local_mss,
+            windows: (is_known(known::WINDOWS) || is_known(known::LOCAL_WINDOW)).then_some(Windows {
+                local_mss: is_known(known::WINDOWS).then_some(raw.local_mss),
                 local: raw.local_window,
-                remote: raw.remote_window,
+                remote: is_known(known::WINDOWS).then_some(raw.remote_window),
             }),
             fast_open: None,
         }),

@@ -114,6 +114,7 @@ fn act(kind: EventKind, payload: &[u8]) -> Result<Act, DecodeError> {
             Act::LeftSynReceived(passive_open::passive_open(&read(kind, payload)?)?)
         }
         EventKind::RequestDied => Act::RequestDied(passive_open::passive_open(&read(kind, payload)?)?),
+        EventKind::ChildUndone => passive_open::child_undone(&read(kind, payload)?),
         EventKind::Accepted => accept_queue::accepted(&read(kind, payload)?),
         EventKind::ChildDestroyed => accept_queue::child_destroyed(&read(kind, payload)?),
         EventKind::ListenerOpened => Act::ListenerOpened(listener::listener(&read(kind, payload)?)),

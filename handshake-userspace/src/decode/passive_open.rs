@@ -14,7 +14,7 @@ use super::{
     endpoint::{agreed, ends},
     known_ns, state,
 };
-use crate::model::observation::PassiveOpen;
+use crate::model::observation::{Act, PassiveOpen};
 
 pub(super) fn passive_open(raw: &raw::PassiveOpen) -> Result<Box<PassiveOpen>, DecodeError> {
     let has = |bit| raw.flags & bit != 0;
@@ -50,6 +50,10 @@ pub(super) fn passive_open(raw: &raw::PassiveOpen) -> Result<Box<PassiveOpen>, D
         reset_sent: has(flags::RESET_SENT),
         mptcp_join: has(flags::MPTCP_JOIN),
     }))
+}
+
+pub(super) fn child_undone(raw: &raw::ChildUndone) -> Act {
+    Act::ChildUndone { ends: ends(&raw.endpoints) }
 }
 
 fn state_if_any(number: u8) -> Result<Option<TcpState>, DecodeError> {

@@ -20,7 +20,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::{DecodeError, decode};
 use crate::model::{
-    handshake::Options,
+    handshake::{Options, Windows},
     observation::{Act, Agreed, Ends, Observation, SocketKey},
 };
 
@@ -137,6 +137,7 @@ fn valid_event(kind: EventKind) -> Vec<u8> {
         EventKind::Accepted => event(kind, &accept_queue::Accepted::default()),
         EventKind::ChildDestroyed => event(kind, &accept_queue::ChildDestroyed::default()),
         EventKind::ListenerOpened | EventKind::ListenerClosed => event(kind, &listener::Listener::default()),
+        EventKind::ChildUndone => event(kind, &passive_open::ChildUndone { endpoints: endpoints() }),
         EventKind::SynRetransmitted => event(kind, &retransmit::SynRetransmitted::default()),
         EventKind::SegmentDropped => event(kind, &drop::SegmentDropped::default()),
         EventKind::SocketSeen => {
@@ -255,6 +256,23 @@ fn the_three_passive_kinds_share_a_payload_and_keep_their_kind() {
     assert!(!seen.fast_open && !seen.defer_accept && !seen.timed_out && !seen.reset_received);
     assert_eq!(act(EventKind::LeftSynReceived, &raw), Act::LeftSynReceived(seen.clone()));
     assert_eq!(act(EventKind::RequestDied, &raw), Act::RequestDied(seen));
+}
+
+#[test]
+fn a_request_that_died_announced_a_window_and_had_none_announced() {
+    let negotiated = Negotiated {
+        known: known::OPTIONS | known::LOCAL_WINDOW,
+        local_window: 64_240,
+        // Not known, whatever stands there.
+        remote_window: 5,
+        local_mss: 6,
+        ..negotiated()
+    };
+    let raw = passive_open::PassiveOpen { endpoints: endpoints(), negotiated, ..Default::default() };
+    let Act::RequestDied(seen) = act(EventKind::RequestDied, &raw) else { panic!("another act") };
+    let options = seen.agreed.options.expect("they are known");
+    assert_eq!((options.mss, options.window_scale, options.sack), (1460, Some((7, 9)), true));
+    assert_eq!(options.windows, Some(Windows { local_mss: None, local: 64_240, remote: None }));
 }
 
 #[test]

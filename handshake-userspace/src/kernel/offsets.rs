@@ -156,6 +156,7 @@ const NO_ISN: &str = "the ISNs, and with them the `id` that joins both ends, are
 const NO_QUEUE: &str = "the length and the limit of accept queues are not shown";
 const NO_FAST_OPEN: &str = "Fast Open is not recognised, and its ISNs are not shown";
 const NO_OPTIONS: &str = "the negotiated TCP options are not shown";
+const NO_REQUEST_OPTIONS: &str = "the TCP options of requests that died half open are not shown";
 const NO_REQUEST: &str = "the listener and the child of a half-open connection are not known";
 const NO_SYN_ACK_COUNT: &str = "retransmitted SYN-ACKs are not counted";
 const NO_INODE: &str = "listeners that were there before us are not joined to their processes";
@@ -239,6 +240,13 @@ const RULES: &[Rule] = &[
     optional("icsk_defer_accept", &[1], NO_WHY),
     optional("req_timer", &[40], "a request that moves to another listener of its group is told as dropped"),
     optional("req_child", &[8], NO_REQUEST),
+    optional("req_mss", &[2], NO_REQUEST_OPTIONS),
+    bits("ireq_snd_wscale", &[("snd_wscale", 0, 4), ("rcv_wscale", 4, 4)], NO_REQUEST_OPTIONS),
+    bits(
+        "ireq_tstamp_ok",
+        &[("tstamp_ok", 0, 1), ("sack_ok", 1, 1), ("wscale_ok", 2, 1), ("ecn_ok", 3, 1)],
+        NO_REQUEST_OPTIONS,
+    ),
     bits("ireq_acked", &[("acked", 4, 1)], "the wait of TCP_DEFER_ACCEPT is not told from the network's"),
     optional("treq_snt_synack", &[8], "phases `synack` and `ack` of passive opens are not shown"),
     optional("treq_rcv_isn", &[4], NO_ISN),

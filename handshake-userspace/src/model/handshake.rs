@@ -67,7 +67,7 @@ pub struct Handshake {
     pub retransmits: Retransmits,
     /// Initial sequence numbers.
     pub isn: Isn,
-    /// What the SYNs agreed on; absent when not readable or not established.
+    /// What the SYNs agreed on; absent when not readable, and when there was no answer to agree by.
     pub options: Option<Options>,
     /// The accept queue when the child was queued (server).
     pub accept_queue: Option<AcceptQueue>,
@@ -142,12 +142,12 @@ pub struct Options {
 /// What the first segments announced beside the peer's MSS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Windows {
-    /// Maximum segment size that we announced, in bytes.
-    pub local_mss: u16,
+    /// Maximum segment size that we announced, in bytes; unknown of a request that died half open.
+    pub local_mss: Option<u16>,
     /// Our window.
     pub local: u32,
-    /// The peer's.
-    pub remote: u32,
+    /// The peer's: a server's is told by the final ACK.
+    pub remote: Option<u32>,
 }
 
 /// How far a client came with Fast Open (RFC 7413).

@@ -117,6 +117,11 @@ pub enum Act {
     LeftSynReceived(Box<PassiveOpen>),
     /// A request sock died half open.
     RequestDied(Box<PassiveOpen>),
+    /// A child was made of a request that another segment had ended already, and closed unborn.
+    ChildUndone {
+        /// Both ends.
+        ends: Ends,
+    },
     /// accept() took a child.
     Accepted(Accepted),
     /// A queued child was destroyed.
@@ -150,7 +155,7 @@ impl Act {
             Act::Accepted(act) => &act.ends,
             Act::ChildDestroyed(act) => &act.ends,
             Act::ListenerOpened(act) | Act::ListenerClosed(act) => &act.ends,
-            Act::SynRetransmitted { ends, .. } => ends,
+            Act::SynRetransmitted { ends, .. } | Act::ChildUndone { ends } => ends,
             Act::SocketSeen(act) => &act.ends,
             Act::SegmentDropped(act) => &act.ends,
         })
@@ -230,6 +235,8 @@ pub struct LeftSynSent {
     pub end_time_unknown: bool,
     /// The change of state was not seen, and found out afterwards; `sk_err` is what was left on the socket by then.
     pub found_late: bool,
+    /// It began while we watched, and the kernel side knows nothing of its beginning.
+    pub syn_time_lost: bool,
     /// The hooks will say when connect() returns (if it has not).
     pub return_is_seen: bool,
     /// One of our own sockets.

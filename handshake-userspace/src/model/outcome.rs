@@ -132,8 +132,8 @@ pub enum Flag {
     SeenLate,
     /// connect() had returned before the handshake ended (non-blocking, or its own time-out).
     NonBlocking,
-    /// The SYN's time is unknown (no room in the kernel side's table, or no hook that sees it): latency
-    /// starts at the SYN-ACK.
+    /// The SYN's time is unknown (no room in the kernel side's table, or no hook that sees it): a server's latency
+    /// starts at the SYN-ACK, a client's is unknown.
     SynTimeLost,
     /// Events of this CPU were lost while it was open; a detail may be missing.
     EventsLost,

@@ -31,7 +31,9 @@ pub(super) struct ActiveOpen {
     pub(super) fast_open: bool,
     pub(super) own: bool,
     pub(super) seen_late: bool,
-    /// How many SYNs left before we watched is unknown.
+    /// It began while we watched, and the kernel side had no room for what it saw then.
+    pub(super) syn_time_lost: bool,
+    /// How many SYNs left, before we watched or unseen, is unknown.
     pub(super) syns_uncounted: bool,
     pub(super) syn_retransmits: u32,
     pub(super) last_retransmit_ns: Option<u64>,
@@ -150,11 +152,17 @@ impl Tracker {
                     self.finish(old, Why::Displaced, out);
                 }
                 let since_ns = act.called_ns.or(act.syn_sent_ns).unwrap_or(at.time_ns);
-                // Neither a SYN nor a place in the kernel side's tables: it was in SYN-SENT before us.
-                let seen_late = act.syn_sent_ns.is_none()
+                // Neither a SYN nor a place in the kernel side's tables: it was in SYN-SENT before us, unless the kernel
+                // side knows better.
+                let syns_uncounted = act.syn_sent_ns.is_none()
                     && at.socket.generation_ns.is_none()
                     && act.new_state != TcpState::Closed;
-                let open = ActiveOpen { seen_late, syns_uncounted: seen_late, ..ActiveOpen::default() };
+                let open = ActiveOpen {
+                    seen_late: syns_uncounted && !act.syn_time_lost,
+                    syn_time_lost: act.syn_time_lost,
+                    syns_uncounted,
+                    ..ActiveOpen::default()
+                };
                 self.begin(at, since_ns, Kind::Active(Box::new(open)))
             }
         };
@@ -165,7 +173,10 @@ impl Tracker {
                 self.ledger.add(act.ends.netns, Tally::FailedOpens, at.time_ns, 1);
             }
             if open.counted_ns.is_none() && !open.seen_late {
-                open.counted_ns = syn_left_ns(&act);
+                open.counted_ns = syn_left_ns(&act).or_else(|| {
+                    // It left while we watched; when is all that is unknown.
+                    (open.syn_time_lost && act.agreed.local_isn.is_some()).then_some(at.time_ns)
+                });
                 if let Some(time_ns) = open.counted_ns {
                     self.ledger.add(act.ends.netns, Tally::ActiveOpens, time_ns, 1);
                 }

@@ -205,6 +205,8 @@ impl Tracker {
             Act::ChildQueued(act) => self.child_queued(at, act, out),
             Act::LeftSynReceived(act) => self.left_syn_received(at, act, out),
             Act::RequestDied(act) => self.request_died(at, act, out),
+            // The handshake is the winner's; the kernel has counted both.
+            Act::ChildUndone { ends } => self.ledger.add(ends.netns, Tally::PassiveOpens, at.time_ns, 1),
             Act::Accepted(act) => self.accepted(at, act, out),
             Act::ChildDestroyed(act) => self.child_destroyed(at, act, out),
             Act::ListenerOpened(act) => self.listeners.opened(at.socket.address, act),
@@ -301,7 +303,7 @@ impl Tracker {
         };
         let (mut record, still_queued) = match kind {
             Kind::Active(open) => {
-                let (netns, counted_ns) = (open.ends.netns, open.counted_ns);
+                let (netns, counted_ns) = (open.ends.netns, open.counted_ns.filter(|_| !open.syns_uncounted));
                 let dropped = (open.syns_dropped != 0)
                     .then(|| self.told_drops(open.syns_dropped, EvidenceKind::DropReason, open.drop_reason));
                 let record = record::of_active_open(*open, dropped, head);

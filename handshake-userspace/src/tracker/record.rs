@@ -142,6 +142,7 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
             (open.fast_open, Flag::FastOpen),
             (is_crossed, Flag::SimultaneousOpen),
             (open.seen_late, Flag::SeenLate),
+            (open.syn_time_lost && syn_left, Flag::SynTimeLost),
             (non_blocking, Flag::NonBlocking),
             (end.as_ref().is_some_and(|end| end.reset_sent), Flag::ResetSent),
             (head.events_lost, Flag::EventsLost),
@@ -268,7 +269,8 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
             ),
         },
         isn,
-        options: agreed.options.filter(|_| established_ns.is_some()),
+        // A request that died half open tells them too: its SYN-ACK had settled them.
+        options: agreed.options,
         // One that was refused is not in it.
         accept_queue: known
             .filter(|_| child.queued_ns.is_some() || ack_dropped || refused_ack)

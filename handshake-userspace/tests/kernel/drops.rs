@@ -21,7 +21,7 @@ use super::{
         wait_for_state,
     },
     watch::Watch,
-    whole::{AT_ONCE, ETHERNET_MSS, Whole, expect_one_handshake},
+    whole::{AT_ONCE, ETHERNET_MSS, Whole, expect_one_agreement, expect_one_handshake},
 };
 
 /// A listener of this process with room for two children.
@@ -315,6 +315,7 @@ fn a_final_ack_at_a_full_accept_queue_leaves_only_the_client_connected() {
             .ends(SERVER_V4, CLIENT_V4, to.port())
             .thread("hs-listen")
             .joined()
+            .agreed_half_open(ETHERNET_MSS)
             .within("phases.synack_ns", 0..=500)
             .within("phases.ack_ns", 900..=5_000)
             .within("failed_after_ns", 2_900..=9_000)
@@ -326,7 +327,7 @@ fn a_final_ack_at_a_full_accept_queue_leaves_only_the_client_connected() {
             // The kernel marks this request as it marks one whose ACK waits for data (TCP_DEFER_ACCEPT).
             .flags(&["ack_dropped"])
             .nothing_else();
-        expect_one_handshake(&client, &server);
+        expect_one_agreement(&client, &server);
     } else {
         // The request dies with its timer, and no tracepoint says so.
         pair.server.on_thread("hs-wait", || wait_for_no_request(to.port()));

@@ -15,7 +15,7 @@ use super::{
     plain::{dropped, expect_counts, given_up, timed_out},
     traffic::wait_for_no_request,
     watch::Watch,
-    whole::AT_ONCE,
+    whole::{AT_ONCE, ETHERNET_MSS},
 };
 
 /// Drops every SYN in a chain; `None` where that can't be done.
@@ -125,6 +125,7 @@ fn a_syn_ack_that_the_clients_firewall_drops_is_no_syn_that_this_host_dropped() 
             .ends(SERVER_V4, CLIENT_V4, to.port())
             .thread("hs-listen")
             .joined()
+            .agreed_half_open(ETHERNET_MSS)
             .within("phases.synack_ns", 0..=500)
             .within("failed_after_ns", 2_900..=5_500)
             .number_in("retransmits.syn_ack", 1..=4)

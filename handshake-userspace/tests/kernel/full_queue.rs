@@ -21,7 +21,7 @@ use super::{
         wait_for_no_request, wait_for_request, wait_for_state,
     },
     watch::Watch,
-    whole::{AT_ONCE, ETHERNET_MSS, expect_one_handshake},
+    whole::{AT_ONCE, ETHERNET_MSS, expect_one_agreement, expect_one_handshake},
 };
 
 /// A client whose SYN was let in, and whose ACK will find the accept queue full.
@@ -70,6 +70,7 @@ fn with_abort_on_overflow_a_full_accept_queue_resets_the_connection() {
             .ends(SERVER_V4, CLIENT_V4, to.port())
             .thread("hs-listen")
             .joined()
+            .agreed_half_open(ETHERNET_MSS)
             .within("phases.synack_ns", 0..=500)
             .within("phases.ack_ns", 900..=5_000)
             .within("failed_after_ns", 900..=5_000)
@@ -81,7 +82,7 @@ fn with_abort_on_overflow_a_full_accept_queue_resets_the_connection() {
             .number("accept_queue.limit", 1)
             .flags(&[])
             .nothing_else();
-        expect_one_handshake(&client, &server);
+        expect_one_agreement(&client, &server);
     }
     // Without probes a request that dies leaves nothing that could be seen.
     expect_fillers_beside_a_request(&watch, &pair.server, to, &streams);
@@ -190,6 +191,12 @@ fn an_ack_of_a_wrong_number_at_a_full_accept_queue_is_no_final_ack() {
             .thread("hs-listen")
             .joined()
             .number("isn.remote", 7_000)
+            // Its SYN has an MSS, and no other option.
+            .number("options.mss", ETHERNET_MSS)
+            .is("options.sack", false)
+            .is("options.timestamps", false)
+            .is("options.ecn", false)
+            .number_in("options.window.local", 1..=65_535)
             .within("phases.synack_ns", 0..=500)
             .within("failed_after_ns", 2_900..=5_000)
             .number("retransmits.syn_ack", 1)

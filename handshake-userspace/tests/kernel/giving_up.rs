@@ -323,6 +323,7 @@ fn a_namespace_that_goes_with_a_request_half_open_has_told_of_it() {
             .ends(SERVER_V4, CLIENT_V4, to.port())
             .thread("hs-listen")
             .joined()
+            .agreed_half_open(ETHERNET_MSS)
             .within("failed_after_ns", 500..=3_500)
             .within("phases.synack_ns", 0..=500)
             .number("retransmits.syn_ack", syn_acks - 1)

@@ -18,7 +18,7 @@ use super::{
         wait_for_request, wait_for_state,
     },
     watch::Watch,
-    whole::{AT_ONCE, ETHERNET_MSS, Whole, expect_one_handshake},
+    whole::{AT_ONCE, ETHERNET_MSS, Whole, expect_one_agreement, expect_one_handshake},
 };
 
 /// The whole record of a request that timed out half open, but for how often its segments came and went.
@@ -30,6 +30,7 @@ fn timed_out<'a>(server: &'a Record, pair: &Pair, port: u16) -> Whole<'a> {
         .ends(SERVER_V4, CLIENT_V4, port)
         .thread("hs-listen")
         .joined()
+        .agreed_half_open(ETHERNET_MSS)
         .within("phases.synack_ns", 0..=500)
         .within("failed_after_ns", 2_900..=5_000)
         .flags(&[])
@@ -141,7 +142,7 @@ fn a_final_ack_that_never_arrives_leaves_a_client_that_believes_and_a_server_tha
             .number("retransmits.syn_seen", 1)
             .within("retransmits.waited_ns", 900..=1_500)
             .nothing_else();
-        expect_one_handshake(&client, &server);
+        expect_one_agreement(&client, &server);
     }
     let servers = all_of(watch.end(), &pair.server);
     assert_eq!(servers.len(), usize::from(has_probes()), "{servers:?}");

@@ -54,6 +54,7 @@ fn unanswered_syn_acks_time_out() {
             .ends(SERVER_V4, CLIENT_V4, to.port())
             .thread("hs-listen")
             .joined()
+            .agreed_half_open(ETHERNET_MSS)
             .within("phases.synack_ns", 0..=500)
             // After one second it was sent again, and two more the kernel waited for an answer.
             .within("failed_after_ns", 2_900..=5_000)
@@ -121,6 +122,7 @@ fn a_client_that_is_gone_resets_the_half_open_request() {
             .ends(SERVER_V4, CLIENT_V4, to.port())
             .thread("hs-listen")
             .joined()
+            .agreed_half_open(ETHERNET_MSS)
             .within("phases.synack_ns", 0..=500)
             .within("failed_after_ns", 900..=1_700)
             .number("retransmits.syn_ack", 1)

@@ -87,6 +87,7 @@ fn a_request_that_was_half_open_before_us_times_out_before_our_eyes() {
             .text("process.comm", main_thread.trim_end())
             .number("process.uid", 0)
             .joined()
+            .agreed_half_open(ETHERNET_MSS)
             // From the first SYN-ACK, of which the request sock has the time.
             .within("failed_after_ns", 2_500..=60_000)
             .number("retransmits.syn_ack", again)

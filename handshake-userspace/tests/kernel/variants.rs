@@ -18,7 +18,7 @@ use super::{
     record::{Record, all_of, count},
     traffic::{finish, half_open, loopback_listener, reset, set_option, tcp_socket, until},
     watch::Watch,
-    whole::{AT_ONCE, LOOPBACK_MSS, Whole, expect_one_handshake},
+    whole::{AT_ONCE, ETHERNET_MSS, LOOPBACK_MSS, Whole, expect_one_handshake},
 };
 
 const HERE: &str = "127.0.0.1";
@@ -158,6 +158,7 @@ fn a_listener_that_closes_with_a_request_pending_has_told_of_it() {
             .ends(SERVER_V4, CLIENT_V4, to.port())
             .thread("hs-listen")
             .joined()
+            .agreed_half_open(ETHERNET_MSS)
             .within("phases.synack_ns", 0..=500)
             .within("failed_after_ns", 900..=1_700)
             .number("retransmits.syn_ack", 0)

@@ -217,6 +217,19 @@ impl<'a> Whole<'a> {
         whole.also(!is_server, |whole| whole.text("options.fast_open", fast_open))
     }
 
+    /// What a request that died half open had agreed on with a client of default settings: all but what the final ACK
+    /// would have told, and our MSS, which is the route's.
+    #[track_caller]
+    pub fn agreed_half_open(self, mss: u64) -> Self {
+        self.number("options.mss", mss)
+            .number_in("options.window_scale.local", 0..=14)
+            .number_in("options.window_scale.remote", 0..=14)
+            .is("options.sack", true)
+            .is("options.timestamps", true)
+            .is("options.ecn", false)
+            .number_in("options.window.local", 1..=1 << 20)
+    }
+
     /// A client whose first SYN was answered: the round trip is what it waited for.
     #[track_caller]
     pub fn answered(self, milliseconds: RangeInclusive<u64>) -> Self {
@@ -329,6 +342,17 @@ pub fn expect_one_handshake(client: &Record, server: &Record) {
     assert_eq!(client.get("remote"), server.get("local"), "{client}\n{server}");
     assert_eq!(client.get("isn.local"), server.get("isn.remote"), "{client}\n{server}");
     assert_eq!(client.get("isn.remote"), server.get("isn.local"), "{client}\n{server}");
+}
+
+/// Both ends tell the same window scales, though the server's request never became a connection.
+#[track_caller]
+pub fn expect_one_agreement(client: &Record, server: &Record) {
+    expect_one_handshake(client, server);
+    client.expect_present("options.window_scale.local");
+    for (one, other) in [("local", "remote"), ("remote", "local")] {
+        let scale = |record: &Record, end: &str| record.number(&format!("options.window_scale.{end}"));
+        assert_eq!(scale(client, one), scale(server, other), "{client}\n{server}");
+    }
 }
 
 #[test]

@@ -59,6 +59,7 @@ pub fn items() -> Vec<SourceItem> {
     events.extend(failed_locally());
     events.extend(cancelled_over_ipv6());
     events.extend(accepted_late());
+    events.extend(timed_out_half_open());
     events.push((START + 9 * S, Bytes::from_static(b"\x77\x77\x01\0\x30\0\x01\0hostile")));
     events.push((START + 9 * S, unknown_kind()));
     events.sort_by_key(|(time, _)| *time);
@@ -251,6 +252,31 @@ fn accepted_late() -> Vec<(u64, Bytes)> {
             },
         ),
     ]
+}
+
+/// A request whose SYN-ACKs stayed unanswered: it tells what they agreed on, and not what a final ACK would have told.
+fn timed_out_half_open() -> Vec<(u64, Bytes)> {
+    let received = START + 800 * MS;
+    let request = PassiveOpen {
+        endpoints: ends("10.9.0.2:443", "10.9.0.8:52000"),
+        listener: 0xffff_8880_0000_0100,
+        syn_ns: received,
+        synack_ns: received + 8 * US,
+        last_retransmit_ns: received + S + 9 * US,
+        negotiated: Negotiated {
+            srtt_us: 0,
+            known: known::LOCAL_ISN | known::REMOTE_ISN | known::OPTIONS | known::LOCAL_WINDOW,
+            local_window: 65_160,
+            ..negotiated(9, 10)
+        },
+        flags: passive_open::flags::TIMED_OUT,
+        syns_seen: 1,
+        synack_retransmits: 1,
+        old_state: TcpState::NewSynReceived as u8,
+        new_state: TcpState::Closed as u8,
+        ..PassiveOpen::default()
+    };
+    vec![event(EventKind::RequestDied, 8, received + 3 * S, &request)]
 }
 
 fn unknown_kind() -> Bytes {

@@ -127,7 +127,7 @@ fn filters_act_on_a_recording_too() {
     assert_eq!(roles(&["--role", "server", "--pid", "99"]), [40112]);
     assert_eq!(roles(&["--comm", "nc"]), [81]);
     assert_eq!(roles(&["--netns", "1"]), [] as [u16; 0]);
-    assert_eq!(roles(&["--failed", "-4"]), [81, 443, 65000]);
+    assert_eq!(roles(&["--failed", "-4"]), [81, 443, 52000, 65000]);
     assert_eq!(roles(&["--slow", "1s"]), [51000]);
     assert_eq!(roles(&["--slow-accept", "1s"]), [51000]);
     assert_eq!(roles(&["-n", "2"]).len(), 2);

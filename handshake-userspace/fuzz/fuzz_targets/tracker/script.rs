@@ -200,7 +200,7 @@ fn bring_near(observation: &mut Observation) {
             near(&mut act.synack_ns);
         }
         Act::ListenerOpened(act) | Act::ListenerClosed(act) => few(&mut act.ends),
-        Act::SynRetransmitted { ends, .. } => few(ends),
+        Act::SynRetransmitted { ends, .. } | Act::ChildUndone { ends } => few(ends),
         Act::SegmentDropped(act) => few(&mut act.ends),
         Act::ConnectReturned { .. } => {}
     }

@@ -83,7 +83,7 @@ pub(in crate::sinks) fn client() -> Handshake {
             sack: true,
             timestamps: true,
             ecn: false,
-            windows: Some(Windows { local_mss: 1460, local: 64_240, remote: 65_160 }),
+            windows: Some(Windows { local_mss: Some(1460), local: 64_240, remote: Some(65_160) }),
             fast_open: Some(FastOpen::None),
         }),
         accept_queue: None,

@@ -119,7 +119,7 @@ impl<'a> Handshake<'a> {
                 timestamps: options.timestamps,
                 ecn: options.ecn,
                 fast_open: options.fast_open.map(words::fast_open),
-                local_mss: options.windows.map(|windows| windows.local_mss),
+                local_mss: options.windows.and_then(|windows| windows.local_mss),
                 window: options
                     .windows
                     .map(|windows| Window { local: windows.local, remote: windows.remote }),
@@ -298,7 +298,8 @@ struct Options {
 #[derive(Serialize)]
 struct Window {
     local: u32,
-    remote: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote: Option<u32>,
 }
 
 #[derive(Serialize)]

@@ -154,6 +154,24 @@ fn syn_ack_of_a_syn_before_our_time_is_seen_late() {
 }
 
 #[test]
+fn syn_for_which_the_kernel_side_had_no_room_is_not_seen_late() {
+    let client = given_client().without_generation().with(|facts| {
+        facts.called_ns = None;
+        facts.syn_time_lost = true;
+    });
+    // Without a SYN (no free port) none has lost its time.
+    let record = client.clone().application_closes().returns(99).expect(Outcome::LocalError);
+    assert_eq!(record.flags, vec![]);
+    let sent = client.clone().with(|facts| facts.agreed.local_isn = Some(7));
+    let record = sent.application_closes().expect(Outcome::Cancelled);
+    assert_eq!(record.flags, vec![Flag::SynTimeLost]);
+    let record = client.syn_ack().expect(Outcome::Established);
+    assert_eq!(record.flags, vec![Flag::SynTimeLost]);
+    assert_eq!((record.latency_ns, record.phases.wire_ns), (None, None));
+    assert_eq!((record.retransmits.syn, record.retransmits.waited_ns), (None, None), "nobody counted");
+}
+
+#[test]
 fn answer_that_is_later_than_the_end_is_no_wire_time() {
     let client = given_client().syn().wait(MS).with(|facts| facts.answered_ns = Some(START + SEC));
     let mut acts = client.syn_ack().script.acts;

@@ -232,6 +232,7 @@ fn any_act() -> impl Strategy<Value = Act> {
         destroyed,
         Just(Act::ListenerOpened(listener(80))),
         Just(Act::ListenerClosed(listener(80))),
+        Just(Act::ChildUndone { ends: ends(1) }),
         any::<Option<u32>>().prop_map(|attempt| Act::SynRetransmitted { ends: ends(1), attempt }),
         seen,
         any_drop(),

@@ -13,6 +13,7 @@ use super::script::*;
 use crate::model::{
     mib::{Compared, MibReading, MibValues, NamespaceMib, NotCompared, Reconciliation, Tally},
     observation::*,
+    outcome::Outcome,
 };
 
 const NETNS: u32 = 4_026_531_840;
@@ -87,6 +88,37 @@ fn each_kind_of_handshake_is_what_the_kernel_counts() {
     expect_agreement([0, 0, 0, 0], &server().with(timed_out).request_dies().script.acts);
     // Still open when we stop.
     expect_agreement([1, 0, 0, 0], &client().syn().script.acts);
+}
+
+#[test]
+fn an_open_for_which_the_kernel_side_had_no_room_is_counted_at_its_end() {
+    let unknown = |syn_time_lost: bool| {
+        given_client().without_generation().with(|facts| {
+            facts.called_ns = None;
+            facts.syn_time_lost = syn_time_lost;
+            facts.agreed.local_isn = Some(7);
+        })
+    };
+    expect_agreement([1, 0, 0, 0], &unknown(true).syn_ack().script.acts);
+    expect_agreement([1, 0, 0, 0], &unknown(true).application_closes().script.acts);
+    // One that was there before us was counted before us.
+    expect_agreement([0, 0, 0, 0], &unknown(false).syn_ack().script.acts);
+}
+
+#[test]
+fn a_child_that_lost_the_race_for_its_request_was_made_all_the_same() {
+    let undone = Act::ChildUndone { ends: ends(443) };
+    let request = || given_listener().syn().wait(MS).syn_ack().wait(MS);
+    // A RST ends the request while the ACK makes a child of it on another CPU: one record, of a reset.
+    let reset = request().with(|facts| facts.reset_received = true).request_dies();
+    let mut raced = reset.clone();
+    raced.script.observe(undone.clone());
+    expect_agreement([0, 1, 1, 1], &raced.script.acts);
+    raced.expect(Outcome::Reset);
+    // The ACK and a FIN make a child each.
+    let mut two = request().child_queued();
+    two.script.observe(undone);
+    expect_agreement([0, 2, 0, 0], &two.wait(US).established().wait(MS).accept().script.acts);
 }
 
 #[test]

@@ -214,6 +214,7 @@ fn syn_acks_unanswered_time_out() {
     assert_eq!(record.retransmits.waited_ns, Some(3 * SEC));
     assert_eq!(record.process.map(|process| process.pid), Some(80), "who listens");
     assert_eq!(record.accept_queue, None, "it never was in the queue");
+    assert_eq!(record.options.map(|options| options.mss), Some(1460), "its SYN-ACK had settled them");
 }
 
 #[test]

@@ -40,6 +40,7 @@ pub(crate) fn given_client_at(address: u64) -> Client {
         call_returned: false,
         end_time_unknown: false,
         found_late: false,
+        syn_time_lost: false,
         return_is_seen: false,
         mptcp_join: false,
         syn_data: false,
