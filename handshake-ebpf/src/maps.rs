@@ -135,6 +135,8 @@ pub struct Runtime {
     pub syn_is_noted: u32,
     /// Not 0: probes see how requests begin and how they die.
     pub requests_are_seen: u32,
+    /// Not 0: a hook looks at the SYN-ACK of a Fast Open.
+    pub cookie_is_seen: u32,
 }
 
 /// See [`ACTIVE_OPENS`].

@@ -75,6 +75,7 @@ pub(super) fn agreed(raw: &Negotiated) -> Agreed {
                 remote: raw.remote_window,
             }),
             fast_open: None,
+            fast_open_cookie: None,
         }),
     }
 }

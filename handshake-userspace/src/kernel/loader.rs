@@ -190,17 +190,18 @@ fn tell_kernel_side(ebpf: &mut Ebpf, hooks: &[HookStatus]) -> Result<(), StartEr
         .is_some_and(|hook| hook.attached.is_some() && !hook.symbols.contains(&"inet_sock_set_state"));
     let sock_ops_is_attached =
         hooks.iter().any(|hook| hook.attached.is_some() && hook.symbols.contains(&"sock_ops"));
-    let runtime: [u32; 5] = [
+    let runtime: [u32; 6] = [
         return_is_seen,
         u32::from(attached("accepted").is_some() && attached("socket_destroyed").is_some()),
         u32::from(is_probe(attached("connect_called"))) | u32::from(syn_is_seen) << 1,
         u32::from(sock_ops_is_attached),
         u32::from(requests_are_seen_by(hooks).is_some()),
+        u32::from(attached("fast_open_answered").is_some()),
     ];
     let failed =
         |problem: String| StartError::Failed(format!("the kernel side cannot be told its mode: {problem}"));
     let map: &mut Map = ebpf.map_mut("RUNTIME").ok_or_else(|| failed("no map RUNTIME".to_owned()))?;
-    let mut array: Array<&mut MapData, [u32; 5]> =
+    let mut array: Array<&mut MapData, [u32; 6]> =
         Array::try_from(map).map_err(|error| failed(error.to_string()))?;
     array.set(0, runtime, 0).map_err(|error| failed(error.to_string()))
 }

@@ -85,6 +85,7 @@ pub(in crate::sinks) fn client() -> Handshake {
             ecn: false,
             windows: Some(Windows { local_mss: 1460, local: 64_240, remote: 65_160 }),
             fast_open: Some(FastOpen::None),
+            fast_open_cookie: None,
         }),
         accept_queue: None,
         dropped: None,
