@@ -118,6 +118,8 @@ offsets! {
     fastopen_rsk = "tcp_sock"."fastopen_rsk",
     /// Byte with `tcp_sock.syn_data`, `syn_fastopen` and `syn_data_acked`.
     syn_data = "tcp_sock"."syn_data",
+    /// `tcp_fastopen_cookie.len`: signed, negative where a SYN-ACK carried no cookie.
+    fast_open_cookie_len = "tcp_fastopen_cookie"."len",
     /// Byte with `tcp_sock.rx_opt.tstamp_ok`, `wscale_ok` and `sack_ok`.
     rx_opt_tstamp_ok = "tcp_sock"."rx_opt.tstamp_ok",
     /// Byte with `tcp_sock.rx_opt.snd_wscale` and `rcv_wscale`.

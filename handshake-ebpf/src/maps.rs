@@ -137,6 +137,8 @@ pub struct Runtime {
     pub requests_are_seen: u32,
     /// Not 0: the daemon has asked every network namespace for the sockets that were there before us.
     pub snapshot_is_complete: u32,
+    /// Not 0: a hook looks at the SYN-ACK of a Fast Open.
+    pub cookie_is_seen: u32,
 }
 
 /// See [`ACTIVE_OPENS`].

@@ -136,6 +136,7 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         mptcp_join: false,
         syn_data: false,
         syn_data_acked: false,
+        cookie_follows: false,
         return_is_seen: true,
         own: false,
     };

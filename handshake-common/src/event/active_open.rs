@@ -40,6 +40,18 @@ pub mod flags {
     /// `ACTIVE_OPENS` never had it (no room, or the kernel skipped our programs), and it is none of those that were there
     /// when we came: what the table would have known is unknown.
     pub const SYN_TIME_LOST: u32 = 1 << 14;
+    /// Our SYN asked for a Fast Open cookie, or showed one: a [`super::FastOpenAnswered`] follows.
+    pub const COOKIE_FOLLOWS: u32 = 1 << 15;
+}
+
+/// [`FastOpenAnswered::cookie`].
+pub mod cookie {
+    /// The SYN-ACK's options could not be read.
+    pub const UNKNOWN: u32 = 0;
+    /// It carried a cookie (RFC 7413 section 4.1.1).
+    pub const RECEIVED: u32 = 1;
+    /// It carried none.
+    pub const NOT_SENT: u32 = 2;
 }
 
 /// The first SYN was handed to IP (`tcp_connect`), or as near to that as the mode can see.
@@ -118,9 +130,20 @@ pub struct ConnectReturned {
     pub flags: u32,
 }
 
-crate::pod!(SynSent, ConnectFailed, LeftSynSent, ConnectReturned);
+/// The SYN-ACK of an active open with Fast Open has been looked at. The kernel does that after the change of state.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct FastOpenAnswered {
+    /// One of [`cookie`].
+    pub cookie: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
+}
+
+crate::pod!(SynSent, ConnectFailed, LeftSynSent, ConnectReturned, FastOpenAnswered);
 
 const _: () = assert!(size_of::<SynSent>() == 136);
 const _: () = assert!(size_of::<ConnectFailed>() == 104);
 const _: () = assert!(size_of::<LeftSynSent>() == 168);
 const _: () = assert!(size_of::<ConnectReturned>() == 8);
+const _: () = assert!(size_of::<FastOpenAnswered>() == 8);

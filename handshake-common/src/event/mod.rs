@@ -30,6 +30,8 @@ pub enum EventKind {
     LeftSynSent = 0x0103,
     /// [`active_open::ConnectReturned`]: a connect() call went back to its caller.
     ConnectReturned = 0x0104,
+    /// [`active_open::FastOpenAnswered`]: whether the SYN-ACK carried a Fast Open cookie.
+    FastOpenAnswered = 0x0105,
     /// [`passive_open::PassiveOpen`]: the final ACK made a child, which was queued for accept().
     ChildQueued = 0x0201,
     /// [`passive_open::PassiveOpen`]: a child (or a simultaneous open) left SYN-RECEIVED.
@@ -61,6 +63,7 @@ impl EventKind {
         EventKind::ConnectFailed,
         EventKind::LeftSynSent,
         EventKind::ConnectReturned,
+        EventKind::FastOpenAnswered,
         EventKind::ChildQueued,
         EventKind::LeftSynReceived,
         EventKind::RequestDied,
@@ -82,6 +85,7 @@ impl EventKind {
                 EventKind::ConnectFailed => size_of::<active_open::ConnectFailed>(),
                 EventKind::LeftSynSent => size_of::<active_open::LeftSynSent>(),
                 EventKind::ConnectReturned => size_of::<active_open::ConnectReturned>(),
+                EventKind::FastOpenAnswered => size_of::<active_open::FastOpenAnswered>(),
                 EventKind::ChildQueued | EventKind::LeftSynReceived | EventKind::RequestDied => {
                     size_of::<passive_open::PassiveOpen>()
                 }

@@ -18,7 +18,7 @@ use handshake_common::{
     tcp::{ACK, RST, SYN, TcpState, known},
 };
 
-use super::{argument, passive_open};
+use super::{argument, fast_open, passive_open};
 use crate::{
     emit::{Slot, count, now_ns, submit},
     filter,
@@ -171,15 +171,21 @@ pub fn left_syn_sent<M: Memory>(sock: Sock<M>, new_state: u8, attach: Attach) {
             0
         }
     };
+    if let Some(open) = open
+        && fast_open::cookie_follows(sock, new_state)
+    {
+        // SAFETY: a live entry; the socket's lock is held.
+        unsafe { (*open).flags |= flags::COOKIE_FOLLOWS };
+    }
     report_end(sock, open, generation_ns, new_state, (0, 0), attach);
     let Some(open) = open else { return };
     // SAFETY: a live entry.
     let (held, syn_sent_ns) = unsafe { ((*open).flags, (*open).syn_sent_ns) };
-    let returned = held & (flags::CALL_RETURNED | flags::RETURN_IS_SEEN) != flags::RETURN_IS_SEEN;
-    // A simultaneous open goes on in SYN-RECEIVED and needs its entry. A call that is still under way says
-    // later how long the wake-up took, or, if no SYN ever left, why.
+    // A simultaneous open goes on in SYN-RECEIVED and needs its entry, as does a SYN-ACK that is yet to be looked at.
+    // A call that is still under way says later how long the wake-up took, or, if no SYN ever left, why.
     let keep = new_state == TcpState::SynReceived as u8
-        || (!returned && (new_state == TcpState::Established as u8 || syn_sent_ns == 0));
+        || held & flags::COOKIE_FOLLOWS != 0
+        || (awaits_return(held) && (new_state == TcpState::Established as u8 || syn_sent_ns == 0));
     if keep {
         // SAFETY: a live entry.
         unsafe { (*open).flags |= ENDED };
@@ -195,6 +201,12 @@ fn began_after_us() -> bool {
     let Some(runtime) = RUNTIME.get_ptr(0) else { return false };
     // SAFETY: the array's one live entry; aligned u32.
     unsafe { (*runtime).snapshot_is_complete != 0 }
+}
+
+/// Whether a hook will see the call return, by the flags of an entry.
+#[inline(always)]
+pub fn awaits_return(held: u32) -> bool {
+    held & (flags::CALL_RETURNED | flags::RETURN_IS_SEEN) == flags::RETURN_IS_SEEN
 }
 
 /// Whether something shows that an entry's SYN left: its hook, or an answer.

@@ -10,6 +10,7 @@ pub mod active_open;
 pub mod child_queued;
 pub mod connect_call;
 pub mod drop;
+pub mod fast_open;
 pub mod listening;
 pub mod passive_open;
 pub mod rejected;

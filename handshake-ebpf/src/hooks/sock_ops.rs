@@ -1,11 +1,11 @@
-//! sock_ops stands in where no probe can be attached: it sees the SYN leave and the SYN arrive.
+//! sock_ops stands in where no probe can be attached: it sees the SYN leave and the SYN arrive, and has the SYN-ACK at hand.
 //!
 //! A sock_ops program could change TCP. This one returns 1, never writes `reply` and asks for no further
 //! callbacks, so that it only looks. What a newcomer would get wrong: at RWND_INIT the socket is the request
 //! sock, and its cookie is the one that the child has later.
 
 use aya_ebpf::{
-    bindings::{BPF_SOCK_OPS_RWND_INIT, BPF_SOCK_OPS_TCP_CONNECT_CB},
+    bindings::{BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RWND_INIT, BPF_SOCK_OPS_TCP_CONNECT_CB},
     helpers::generated,
     macros::sock_ops,
     programs::SockOpsContext,
@@ -22,6 +22,7 @@ use handshake_common::{
     tcp::TcpState,
 };
 
+use super::fast_open;
 use crate::{
     emit::{count, now_ns, submit},
     filter,
@@ -105,6 +106,11 @@ pub fn hs_sock_ops(context: SockOpsContext) -> u32 {
                 // SAFETY: the helper takes the context as it is.
                 syn_arrives(unsafe { generated::bpf_get_socket_cookie(context.ops.cast()) });
             }
+        }
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
+            // SAFETY: as above.
+            let socket = unsafe { (*context.ops).__bindgen_anon_2.sk } as u64;
+            fast_open::established(context.ops, socket);
         }
         _ => {}
     }

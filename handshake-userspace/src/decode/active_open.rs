@@ -1,10 +1,10 @@
-//! Acts of an active open: SYN sent, connect() failed or returned, SYN-SENT left.
+//! Acts of an active open: SYN sent, connect() failed or returned, SYN-SENT left, Fast Open answered.
 //!
 //! Mirrors `handshake_common::event::active_open`. What a reader would get wrong: the process is who called connect(),
 //! as noted then; who was running when the state changed is nobody's business, for in softirq it is whoever was
 //! interrupted.
 
-use handshake_common::event::active_open::{self as raw, flags};
+use handshake_common::event::active_open::{self as raw, cookie, flags};
 
 use super::{
     DecodeError,
@@ -63,9 +63,20 @@ pub(super) fn left_syn_sent(raw: &raw::LeftSynSent) -> Result<Act, DecodeError> 
         mptcp_join: has(flags::MPTCP_JOIN),
         syn_data: has(flags::SYN_DATA),
         syn_data_acked: has(flags::SYN_DATA_ACKED),
+        cookie_follows: has(flags::COOKIE_FOLLOWS),
     })))
 }
 
 pub(super) fn connect_returned(raw: &raw::ConnectReturned) -> Act {
     Act::ConnectReturned { errno: raw.errno }
+}
+
+pub(super) fn fast_open_answered(raw: &raw::FastOpenAnswered) -> Act {
+    Act::FastOpenAnswered {
+        cookie: match raw.cookie {
+            cookie::RECEIVED => Some(true),
+            cookie::NOT_SENT => Some(false),
+            _ => None,
+        },
+    }
 }

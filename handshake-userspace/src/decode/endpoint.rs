@@ -75,6 +75,7 @@ pub(super) fn agreed(raw: &Negotiated) -> Agreed {
                 remote: is_known(known::WINDOWS).then_some(raw.remote_window),
             }),
             fast_open: None,
+            fast_open_cookie: None,
         }),
     }
 }

@@ -108,6 +108,7 @@ fn the_agreed() -> Agreed {
             ecn: false,
             windows: None,
             fast_open: None,
+            fast_open_cookie: None,
         }),
     }
 }
@@ -133,6 +134,7 @@ fn valid_event(kind: EventKind) -> Vec<u8> {
             event(kind, &active_open::LeftSynSent { owner: owner(b"curl"), new_state, ..Default::default() })
         }
         EventKind::ConnectReturned => event(kind, &active_open::ConnectReturned::default()),
+        EventKind::FastOpenAnswered => event(kind, &active_open::FastOpenAnswered::default()),
         EventKind::ChildQueued | EventKind::LeftSynReceived | EventKind::RequestDied => event(kind, &passive),
         EventKind::Accepted => event(kind, &accept_queue::Accepted::default()),
         EventKind::ChildDestroyed => event(kind, &accept_queue::ChildDestroyed::default()),
@@ -225,6 +227,18 @@ fn left_syn_sent_gives_times_state_and_what_was_agreed_on() {
 fn connect_returned_keeps_its_errno() {
     let raw = active_open::ConnectReturned { errno: 115, flags: 0 };
     assert_eq!(act(EventKind::ConnectReturned, &raw), Act::ConnectReturned { errno: 115 });
+}
+
+#[test]
+fn a_cookie_came_or_did_not_or_is_unknown() {
+    let seen = |cookie| {
+        let raw = active_open::FastOpenAnswered { cookie, reserved: 0 };
+        let Act::FastOpenAnswered { cookie } = act(EventKind::FastOpenAnswered, &raw) else {
+            panic!("another act")
+        };
+        cookie
+    };
+    assert_eq!([0, 1, 2, 3].map(seen), [None, Some(true), Some(false), None]);
 }
 
 #[test]

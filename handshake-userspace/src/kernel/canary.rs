@@ -230,7 +230,7 @@ impl Seen {
         let servers: Vec<_> = baits.servers().collect();
         let is_ours =
             |ends: &Ends| [ends.local, ends.remote].into_iter().flatten().any(|end| servers.contains(&end));
-        // connect()'s return names no ends, only the socket.
+        // connect()'s return and the answer to a Fast Open name no ends, only the socket.
         let ours: HashSet<SocketKey> = self
             .events
             .iter()
@@ -240,7 +240,9 @@ impl Seen {
             .collect();
         let others = self.events.into_iter().filter(|(_, observation)| match observation {
             Some(observation) => match &observation.act {
-                Act::ConnectReturned { .. } => !ours.contains(&observation.socket),
+                Act::ConnectReturned { .. } | Act::FastOpenAnswered { .. } => {
+                    !ours.contains(&observation.socket)
+                }
                 act => !act.ends().is_some_and(is_ours),
             },
             None => true,

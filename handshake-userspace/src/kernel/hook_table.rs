@@ -185,6 +185,16 @@ pub const HOOKS: &[Hook] = &[
         required: false,
     },
     Hook {
+        name: "fast_open_answered",
+        ways: &[
+            fentry(&[program("hs_fo_answer_fe", Place::Fentry("tcp_fastopen_cache_set"))]),
+            kprobe(&[program("hs_fo_answer_kp", Place::Kprobe("tcp_fastopen_cache_set"))]),
+            tracepoint(&[SOCK_OPS], ""),
+        ],
+        without_it: "whether a SYN-ACK carried a Fast Open cookie is not shown",
+        required: false,
+    },
+    Hook {
         name: "request_created",
         ways: &[
             fentry(&[program("hs_request_fe", Place::Fentry("inet_csk_reqsk_queue_hash_add"))]),

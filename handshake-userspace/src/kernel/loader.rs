@@ -203,6 +203,7 @@ fn tell_kernel_side(ebpf: &mut Ebpf, hooks: &[HookStatus]) -> Result<(), StartEr
         u32::from(requests_are_seen_by(hooks).is_some()),
         // The snapshot says so, once it is taken.
         0,
+        u32::from(attached("fast_open_answered").is_some()),
     ];
     let failed =
         |problem: String| StartError::Failed(format!("the kernel side cannot be told its mode: {problem}"));

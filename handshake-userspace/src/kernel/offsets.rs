@@ -227,6 +227,7 @@ const RULES: &[Rule] = &[
     optional("bytes_received", &[8], NO_FAST_OPEN),
     optional("fastopen_rsk", &[8], NO_FAST_OPEN),
     bits("syn_data", &[("syn_data", 2, 1), ("syn_fastopen", 3, 1), ("syn_data_acked", 6, 1)], NO_FAST_OPEN),
+    optional("fast_open_cookie_len", &[1], "whether a SYN-ACK carried a Fast Open cookie is not shown"),
     bits(
         "rx_opt_tstamp_ok",
         &[("rx_opt.tstamp_ok", 1, 1), ("rx_opt.wscale_ok", 3, 1), ("rx_opt.sack_ok", 4, 3)],

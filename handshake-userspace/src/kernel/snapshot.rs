@@ -71,7 +71,7 @@ pub fn take(ebpf: &mut Ebpf, btf: &Btf) -> (Vec<SourceItem>, HookStatus) {
 }
 
 /// Words of the kernel side's `Runtime`.
-pub const RUNTIME_WORDS: usize = 6;
+pub const RUNTIME_WORDS: usize = 7;
 /// Which of them is `snapshot_is_complete`.
 const IS_COMPLETE: usize = 5;
 

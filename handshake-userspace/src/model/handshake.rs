@@ -137,6 +137,8 @@ pub struct Options {
     pub windows: Option<Windows>,
     /// What became of Fast Open (client).
     pub fast_open: Option<FastOpen>,
+    /// Whether the SYN-ACK carried a Fast Open cookie (client); absent when its SYN had no such option.
+    pub fast_open_cookie: Option<bool>,
 }
 
 /// What the first segments announced beside the peer's MSS.

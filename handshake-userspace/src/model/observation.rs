@@ -111,6 +111,11 @@ pub enum Act {
         /// 0 is success.
         errno: u32,
     },
+    /// The SYN-ACK of a Fast Open was looked at.
+    FastOpenAnswered {
+        /// Whether it carried a cookie; `None` when its options could not be read.
+        cookie: Option<bool>,
+    },
     /// The final ACK made a child.
     ChildQueued(Box<PassiveOpen>),
     /// A socket left SYN-RECEIVED.
@@ -150,7 +155,7 @@ impl Act {
             Act::SynSent(act) => &act.ends,
             Act::ConnectFailed(act) => &act.ends,
             Act::LeftSynSent(act) => &act.ends,
-            Act::ConnectReturned { .. } => return None,
+            Act::ConnectReturned { .. } | Act::FastOpenAnswered { .. } => return None,
             Act::ChildQueued(act) | Act::LeftSynReceived(act) | Act::RequestDied(act) => &act.ends,
             Act::Accepted(act) => &act.ends,
             Act::ChildDestroyed(act) => &act.ends,
@@ -247,6 +252,8 @@ pub struct LeftSynSent {
     pub syn_data: bool,
     /// The peer took that data.
     pub syn_data_acked: bool,
+    /// A [`Act::FastOpenAnswered`] follows.
+    pub cookie_follows: bool,
 }
 
 /// See [`Act::ChildQueued`], [`Act::LeftSynReceived`] and [`Act::RequestDied`].

@@ -51,6 +51,8 @@ pub(super) struct ActiveOpen {
     pub(super) failed_ns: Option<u64>,
     /// The socket left SYN-SENT.
     pub(super) end: Option<(u64, Box<LeftSynSent>)>,
+    /// The SYN-ACK was looked at for a Fast Open cookie; what was found, if its options could be read.
+    pub(super) cookie: Option<Option<bool>>,
     /// It left SYN-RECEIVED: a simultaneous open.
     pub(super) crossed: Option<(u64, Box<PassiveOpen>)>,
 }
@@ -87,6 +89,11 @@ impl ActiveOpen {
         // Closed without an error before any SYN: only the call's errno says why, if anything does.
         let closed_by_call = end.new_state == TcpState::Closed && !self.syn_left() && !end.deferred;
         !end.call_returned && (end.return_is_seen || closed_by_call)
+    }
+
+    /// Whether what the SYN-ACK says of Fast Open is still to come: it follows the end at once.
+    pub(super) fn awaits_cookie(&self) -> bool {
+        self.cookie.is_none() && self.end.as_ref().is_some_and(|(_, end)| end.cookie_follows)
     }
 
     fn complete_by(&mut self, time_ns: u64, mut end: Box<LeftSynSent>) {
@@ -230,6 +237,23 @@ impl Tracker {
         self.settle_active(entry, out);
     }
 
+    pub(super) fn fast_open_answered(
+        &mut self,
+        at: At,
+        cookie: Option<bool>,
+        out: &mut Vec<HandshakeUpdate>,
+    ) {
+        let Some(mut entry) = self.take_active(at) else {
+            self.counts.unmatched += 1;
+            return;
+        };
+        entry.identity.fed_by(at);
+        if let Kind::Active(open) = &mut entry.kind {
+            open.cookie = open.cookie.or(Some(cookie));
+        }
+        self.settle_active(entry, out);
+    }
+
     pub(super) fn syn_retransmitted(
         &mut self,
         at: At,
@@ -270,7 +294,9 @@ impl Tracker {
     pub(super) fn settle_active(&mut self, entry: Entry, out: &mut Vec<HandshakeUpdate>) {
         match &entry.kind {
             Kind::Active(open) if !open.is_over() => self.keep(entry, Patience::Silence, out),
-            Kind::Active(open) if open.awaits_return() => self.keep(entry, Patience::Wake, out),
+            Kind::Active(open) if open.awaits_return() || open.awaits_cookie() => {
+                self.keep(entry, Patience::Wake, out);
+            }
             _ => self.finish(entry, Why::Ended, out),
         }
     }

@@ -129,6 +129,7 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         isn,
         options: agreed.options.filter(|_| established).map(|options| Options {
             fast_open: end.as_ref().map(|end| fast_open_of(end, open.fast_open)),
+            fast_open_cookie: open.cookie.flatten(),
             ..options
         }),
         accept_queue: None,

@@ -67,17 +67,26 @@ fn both_of(watch: &Watch, port: u16, local: u64) -> (Record, Record) {
     (client, server)
 }
 
-/// A client's whole record but for the call and what was agreed on.
+/// A client's whole record but for the call, with how far it came and whether the SYN-ACK had a cookie.
 #[track_caller]
-fn client_of<'a>(client: &'a Record, netns: &Netns, port: u16, fast_open: &str) -> Whole<'a> {
-    client
+fn client_of<'a>(
+    client: &'a Record,
+    netns: &Netns,
+    port: u16,
+    (fast_open, cookie): (&str, Option<&str>),
+) -> Whole<'a> {
+    let whole = client
         .whole("client", "established", netns)
         .ends(HERE, HERE, port)
         .thread("hs-both")
         .joined()
         .within("latency_ns", AT_ONCE)
         .answered(AT_ONCE)
-        .agreed_otherwise(LOOPBACK_MSS, LOOPBACK_MSS, fast_open)
+        .agreed_otherwise(LOOPBACK_MSS, LOOPBACK_MSS, fast_open);
+    match cookie {
+        Some(cookie) => whole.text("options.fast_open_cookie", cookie),
+        None => whole,
+    }
 }
 
 /// The whole record of a server that took no data with the SYN.
@@ -137,14 +146,68 @@ fn fast_open_is_told_from_the_first_connection_to_the_one_with_data() {
         (to.port(), locals)
     });
     let (client, server) = both_of(&watch, port, locals[0]);
-    client_of(&client, &netns, port, "requested").called_and_returned().flags(&["fast_open"]).nothing_else();
+    client_of(&client, &netns, port, ("requested", Some("received")))
+        .called_and_returned()
+        .flags(&["fast_open"])
+        .nothing_else();
     plain_server(&server, &netns, port);
+    // A server that takes the data has nothing to add about the cookie that came with it.
     // The second connect() returned at once and sent nothing: until the write, time is the application's.
     let (client, server) = both_of(&watch, port, locals[1]);
-    client_of(&client, &netns, port, "data_accepted").flags(&["fast_open", "non_blocking"]).nothing_else();
+    client_of(&client, &netns, port, ("data_accepted", Some("none")))
+        .flags(&["fast_open", "non_blocking"])
+        .nothing_else();
     fast_server(&server, &netns, port);
     let records = all_of(watch.end(), &netns);
     assert_eq!((count(&records, "client"), count(&records, "server")), (2, 2), "{records:?}");
+}
+
+#[test]
+fn a_server_that_does_no_fast_open_sends_no_cookie() {
+    if !is_fit("a_server_that_does_no_fast_open_sends_no_cookie") {
+        return;
+    }
+    let netns = willing();
+    let watch = Watch::begin();
+    let (port, local) = netns.on_thread("hs-both", || {
+        let (listener, to) = loopback_listener();
+        let client = connect_and_write(to);
+        drop(accept_and_read(&listener));
+        (to.port(), port_of(&client))
+    });
+    let (client, server) = both_of(&watch, port, local);
+    client_of(&client, &netns, port, ("requested", Some("none")))
+        .called_and_returned()
+        .flags(&["fast_open"])
+        .nothing_else();
+    plain_server(&server, &netns, port);
+    let records = all_of(watch.end(), &netns);
+    assert_eq!((count(&records, "client"), count(&records, "server")), (1, 1), "{records:?}");
+}
+
+#[test]
+fn data_that_a_host_sends_without_a_cookie_leaves_it_open_whether_one_came() {
+    // Client and server, both without cookies.
+    const WITHOUT_COOKIES: u32 = 0x1 | 0x2 | 0x4 | 0x200;
+    if !is_fit("data_that_a_host_sends_without_a_cookie_leaves_it_open_whether_one_came") {
+        return;
+    }
+    let netns = willing();
+    netns.set("ipv4/tcp_fastopen", &WITHOUT_COOKIES.to_string());
+    let watch = Watch::begin();
+    let (port, local) = netns.on_thread("hs-both", || {
+        let (listener, to) = fast_listener();
+        let client = connect_and_write(to);
+        drop(accept_and_read(&listener));
+        (to.port(), port_of(&client))
+    });
+    let (client, server) = both_of(&watch, port, local);
+    client_of(&client, &netns, port, ("data_accepted", None))
+        .flags(&["fast_open", "non_blocking"])
+        .nothing_else();
+    fast_server(&server, &netns, port);
+    let records = all_of(watch.end(), &netns);
+    assert_eq!((count(&records, "client"), count(&records, "server")), (1, 1), "{records:?}");
 }
 
 #[test]
@@ -165,7 +228,9 @@ fn data_that_a_server_does_not_take_with_the_syn_is_sent_and_not_accepted() {
         (to.port(), port_of(&client))
     });
     let (client, server) = both_of(&watch, port, local);
-    client_of(&client, &netns, port, "data_sent").flags(&["fast_open", "non_blocking"]).nothing_else();
+    client_of(&client, &netns, port, ("data_sent", Some("none")))
+        .flags(&["fast_open", "non_blocking"])
+        .nothing_else();
     plain_server(&server, &netns, port);
     let records = all_of(watch.end(), &netns);
     assert_eq!((count(&records, "client"), count(&records, "server")), (2, 2), "{records:?}");
@@ -192,13 +257,13 @@ fn sendmsg_with_fast_open_is_an_active_open_too() {
     });
     // There is no connect() whose return could be seen.
     let (client, server) = both_of(&watch, port, locals[0]);
-    client_of(&client, &netns, port, "requested")
+    client_of(&client, &netns, port, ("requested", Some("received")))
         .within("phases.local_ns", AT_ONCE)
         .flags(&["fast_open"])
         .nothing_else();
     plain_server(&server, &netns, port);
     let (client, server) = both_of(&watch, port, locals[1]);
-    client_of(&client, &netns, port, "data_accepted")
+    client_of(&client, &netns, port, ("data_accepted", Some("none")))
         .within("phases.local_ns", AT_ONCE)
         .flags(&["fast_open"])
         .nothing_else();

@@ -15,7 +15,7 @@ use handshake_common::{
     event::{
         ABI_VERSION, Attach, EventHeader, EventKind,
         accept_queue::{self, Accepted},
-        active_open::{self, ConnectFailed, ConnectReturned, LeftSynSent, SynSent},
+        active_open::{self, ConnectFailed, ConnectReturned, FastOpenAnswered, LeftSynSent, SynSent},
         passive_open::{self, PassiveOpen},
         retransmit::SynRetransmitted,
     },
@@ -60,6 +60,7 @@ pub fn items() -> Vec<SourceItem> {
     events.extend(cancelled_over_ipv6());
     events.extend(accepted_late());
     events.extend(timed_out_half_open());
+    events.extend(fast_opened());
     events.push((START + 9 * S, Bytes::from_static(b"\x77\x77\x01\0\x30\0\x01\0hostile")));
     events.push((START + 9 * S, unknown_kind()));
     events.sort_by_key(|(time, _)| *time);
@@ -208,6 +209,27 @@ fn cancelled_over_ipv6() -> Vec<(u64, Bytes)> {
             sent + 30 * MS,
             &LeftSynSent { flags, new_state: TcpState::Closed as u8, ..left(client, called, sent, "go") },
         ),
+    ]
+}
+
+/// A client whose SYN asked for a Fast Open cookie, and whose SYN-ACK carried one.
+fn fast_opened() -> Vec<(u64, Bytes)> {
+    let called = START + 900 * MS;
+    let sent = called + 9 * US;
+    let answered = sent + 2 * MS;
+    let client = ends("10.9.0.1:40118", "10.9.0.2:443");
+    let end = LeftSynSent {
+        answered_ns: answered,
+        negotiated: negotiated(21, 22),
+        flags: active_open::flags::FAST_OPEN | active_open::flags::COOKIE_FOLLOWS,
+        new_state: TcpState::Established as u8,
+        ..left(client, called, sent, "curl")
+    };
+    let brought = FastOpenAnswered { cookie: active_open::cookie::RECEIVED, reserved: 0 };
+    vec![
+        event(EventKind::SynSent, 8, sent, &syn_sent(client, called, "curl")),
+        event(EventKind::LeftSynSent, 8, answered, &end),
+        event(EventKind::FastOpenAnswered, 8, answered + 3 * US, &brought),
     ]
 }
 

@@ -85,6 +85,7 @@ pub(in crate::sinks) fn client() -> Handshake {
             ecn: false,
             windows: Some(Windows { local_mss: Some(1460), local: 64_240, remote: Some(65_160) }),
             fast_open: Some(FastOpen::None),
+            fast_open_cookie: None,
         }),
         accept_queue: None,
         dropped: None,

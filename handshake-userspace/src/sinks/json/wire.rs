@@ -119,6 +119,7 @@ impl<'a> Handshake<'a> {
                 timestamps: options.timestamps,
                 ecn: options.ecn,
                 fast_open: options.fast_open.map(words::fast_open),
+                fast_open_cookie: options.fast_open_cookie.map(words::fast_open_cookie),
                 local_mss: options.windows.and_then(|windows| windows.local_mss),
                 window: options
                     .windows
@@ -289,6 +290,8 @@ struct Options {
     ecn: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     fast_open: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fast_open_cookie: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     local_mss: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]

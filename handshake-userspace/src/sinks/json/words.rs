@@ -99,6 +99,11 @@ pub const fn flag(flag: Flag) -> &'static str {
     }
 }
 
+/// `options.fast_open_cookie`.
+pub const fn fast_open_cookie(was_received: bool) -> &'static str {
+    if was_received { "received" } else { "none" }
+}
+
 /// `options.fast_open`.
 pub const fn fast_open(fast_open: FastOpen) -> &'static str {
     match fast_open {

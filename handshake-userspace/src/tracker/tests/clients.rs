@@ -126,6 +126,23 @@ fn deferred_fast_open_has_no_local_phase_and_begins_with_its_syn() {
 }
 
 #[test]
+fn what_a_syn_ack_says_of_fast_open_is_waited_for() {
+    let client = given_client().with(|facts| {
+        facts.fast_open = true;
+        facts.cookie_follows = true;
+    });
+    let client = client.syn().wait(MS).syn_ack();
+    for cookie in [Some(true), Some(false), None] {
+        let told = client.clone().wait(US).fast_open_answered(cookie);
+        let record = told.expect(Outcome::Established);
+        assert_eq!(record.options.expect("it was established").fast_open_cookie, cookie);
+    }
+    // Its event was lost: the record comes all the same.
+    let record = client.expect(Outcome::Established);
+    assert_eq!(record.options.expect("it was established").fast_open_cookie, None);
+}
+
+#[test]
 fn socket_in_syn_sent_at_our_start_is_seen_late() {
     let mut client = given_client().without_generation().with(|facts| facts.called_ns = None);
     let seen = crate::model::observation::SocketSeen {

@@ -139,7 +139,7 @@ fn any_state() -> impl Strategy<Value = TcpState> {
 fn any_left_syn_sent() -> impl Strategy<Value = LeftSynSent> {
     let stamps = (any_time(), any_time(), any_time(), any_time());
     let error = prop_oneof![Just(None), Just(Some(0)), (0..140_u32).prop_map(Some)];
-    (stamps, error, any_state(), any::<[bool; 5]>(), any::<u16>()).prop_map(
+    (stamps, error, any_state(), any::<[bool; 6]>(), any::<u16>()).prop_map(
         |((called_ns, syn_sent_ns, answered_ns, last_retransmit_ns), sk_err, new_state, bits, count)| {
             LeftSynSent {
                 called_ns,
@@ -154,6 +154,7 @@ fn any_left_syn_sent() -> impl Strategy<Value = LeftSynSent> {
                 call_returned: bits[2],
                 return_is_seen: bits[3],
                 fast_open: bits[4],
+                cookie_follows: bits[5],
                 ..given_client().facts
             }
         },
@@ -225,6 +226,7 @@ fn any_act() -> impl Strategy<Value = Act> {
         failed,
         any_left_syn_sent().prop_map(|facts| Act::LeftSynSent(Box::new(facts))),
         (0..140_u32).prop_map(|errno| Act::ConnectReturned { errno }),
+        any::<Option<bool>>().prop_map(|cookie| Act::FastOpenAnswered { cookie }),
         any_passive_open().prop_map(Act::ChildQueued),
         any_passive_open().prop_map(Act::LeftSynReceived),
         any_passive_open().prop_map(Act::RequestDied),

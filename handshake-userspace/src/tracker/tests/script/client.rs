@@ -45,6 +45,7 @@ pub(crate) fn given_client_at(address: u64) -> Client {
         mptcp_join: false,
         syn_data: false,
         syn_data_acked: false,
+        cookie_follows: false,
         own: false,
     };
     Client { script: Script::new(address), facts }
@@ -125,6 +126,12 @@ impl Client {
     pub(crate) fn returns(mut self, errno: u32) -> Self {
         self.facts.call_returned = true;
         self.script.observe(Act::ConnectReturned { errno });
+        self
+    }
+
+    /// The kernel has looked for a cookie in the SYN-ACK.
+    pub(crate) fn fast_open_answered(mut self, cookie: Option<bool>) -> Self {
+        self.script.observe(Act::FastOpenAnswered { cookie });
         self
     }
 

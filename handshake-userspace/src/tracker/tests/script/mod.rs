@@ -53,6 +53,7 @@ pub(crate) fn agreed() -> Agreed {
         ecn: false,
         windows: None,
         fast_open: None,
+        fast_open_cookie: None,
     };
     Agreed {
         local_isn: Some(0xdead_beef),
