@@ -30,6 +30,8 @@ pub enum EventKind {
     LeftSynSent = 0x0103,
     /// [`active_open::ConnectReturned`]: a connect() call went back to its caller.
     ConnectReturned = 0x0104,
+    /// [`active_open::AddressRewritten`]: TCP connects to another end than the application asked for.
+    AddressRewritten = 0x0105,
     /// [`passive_open::PassiveOpen`]: the final ACK made a child, which was queued for accept().
     ChildQueued = 0x0201,
     /// [`passive_open::PassiveOpen`]: a child (or a simultaneous open) left SYN-RECEIVED.
@@ -54,11 +56,12 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 14] = [
+    pub const ALL: [EventKind; 15] = [
         EventKind::SynSent,
         EventKind::ConnectFailed,
         EventKind::LeftSynSent,
         EventKind::ConnectReturned,
+        EventKind::AddressRewritten,
         EventKind::ChildQueued,
         EventKind::LeftSynReceived,
         EventKind::RequestDied,
@@ -79,6 +82,7 @@ impl EventKind {
                 EventKind::ConnectFailed => size_of::<active_open::ConnectFailed>(),
                 EventKind::LeftSynSent => size_of::<active_open::LeftSynSent>(),
                 EventKind::ConnectReturned => size_of::<active_open::ConnectReturned>(),
+                EventKind::AddressRewritten => size_of::<active_open::AddressRewritten>(),
                 EventKind::ChildQueued | EventKind::LeftSynReceived | EventKind::RequestDied => {
                     size_of::<passive_open::PassiveOpen>()
                 }

@@ -109,6 +109,7 @@ fn act(kind: EventKind, payload: &[u8]) -> Result<Act, DecodeError> {
         EventKind::ConnectFailed => active_open::connect_failed(&read(kind, payload)?),
         EventKind::LeftSynSent => active_open::left_syn_sent(&read(kind, payload)?)?,
         EventKind::ConnectReturned => active_open::connect_returned(&read(kind, payload)?),
+        EventKind::AddressRewritten => active_open::address_rewritten(&read(kind, payload)?),
         EventKind::ChildQueued => Act::ChildQueued(passive_open::passive_open(&read(kind, payload)?)?),
         EventKind::LeftSynReceived => {
             Act::LeftSynReceived(passive_open::passive_open(&read(kind, payload)?)?)

@@ -202,7 +202,9 @@ impl Seen {
             .collect();
         let others = self.events.into_iter().filter(|(_, observation)| match observation {
             Some(observation) => match &observation.act {
-                Act::ConnectReturned { .. } => !ours.contains(&observation.socket),
+                Act::ConnectReturned { .. } | Act::AddressRewritten { .. } => {
+                    !ours.contains(&observation.socket)
+                }
                 act => !act.ends().is_some_and(is_ours),
             },
             None => true,

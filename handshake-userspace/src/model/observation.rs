@@ -111,6 +111,11 @@ pub enum Act {
         /// 0 is success.
         errno: u32,
     },
+    /// TCP connects to another end than connect() was given.
+    AddressRewritten {
+        /// What it was given.
+        asked: Option<SocketAddr>,
+    },
     /// The final ACK made a child.
     ChildQueued(Box<PassiveOpen>),
     /// A socket left SYN-RECEIVED.
@@ -145,7 +150,7 @@ impl Act {
             Act::SynSent(act) => &act.ends,
             Act::ConnectFailed(act) => &act.ends,
             Act::LeftSynSent(act) => &act.ends,
-            Act::ConnectReturned { .. } => return None,
+            Act::ConnectReturned { .. } | Act::AddressRewritten { .. } => return None,
             Act::ChildQueued(act) | Act::LeftSynReceived(act) | Act::RequestDied(act) => &act.ends,
             Act::Accepted(act) => &act.ends,
             Act::ChildDestroyed(act) => &act.ends,
