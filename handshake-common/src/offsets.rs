@@ -110,6 +110,8 @@ offsets! {
     subflow_request_join_bit = "mptcp_subflow_context"."request_join",
     /// `mptcp_subflow_context.mp_join`: it joined. In bits too.
     subflow_mp_join_bit = "mptcp_subflow_context"."mp_join",
+    /// `mptcp_subflow_context.token`: of a subflow that this end opened, what names its connection on this host.
+    subflow_token = "mptcp_subflow_context"."token",
     /// `tcp_sock.repair`, in bits from the struct's beginning: its place within the byte moves too.
     repair_bit = "tcp_sock"."repair",
     /// `tcp_sock.bytes_received`.

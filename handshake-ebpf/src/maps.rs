@@ -1,12 +1,13 @@
 //! Every map, with its lifecycle: who inserts, who reads, who deletes, and what bounds it.
 //!
-//! No LRU maps: they evict silently. A full table refuses, and that is counted. What a newcomer would get
+//! No LRU maps, but for one where nothing but a name is lost: they evict silently. A full table refuses, and that is
+//! counted. What a newcomer would get
 //! wrong: sizes here are defaults; the daemon sets them before it loads the object.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use handshake_common::{
     counter::{Counter, CpuCounters},
@@ -60,6 +61,13 @@ pub static QUEUED: HashMap<u64, Queued> = HashMap::with_max_entries(16384, 0);
 /// Inserted at sys_enter_connect or by the probe, deleted at sys_exit_connect; a thread has one at most.
 #[map]
 pub static CONNECT_CALLS: HashMap<u64, ConnectCall> = HashMap::with_max_entries(16384, 0);
+
+/// Who opened each of the latest MPTCP connections, by the connection's token on this host. Inserted when its first
+/// subflow is opened, read when another one joins. Nothing deletes: a connection may outlive its first subflow, and no
+/// hook of ours sees it end; tokens are random, and the oldest make room. What was driven out costs a joining subflow
+/// its process, which then is absent.
+#[map]
+pub static MPTCP_OPENERS: LruHashMap<u32, Owner> = LruHashMap::with_max_entries(4_096, 0);
 
 /// accept() calls under way, by thread. Inserted at inet_csk_accept, deleted when a child is returned; a
 /// call that returns none leaves an entry that the thread's next call overwrites, the daemon sweeps.
@@ -157,6 +165,13 @@ pub struct ActiveOpen {
     pub last_retransmit_ns: u64,
     /// Both ends: the one asked for at first, the final ones from the SYN on.
     pub endpoints: Endpoints,
+    /// What the application asked for, as two words in network order: known once the SYN left, or before from the
+    /// system call. Both zero and no port: unknown.
+    pub asked: [u64; 2],
+    /// Its port, host order.
+    pub asked_port: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
     /// Who connects.
     pub owner: Owner,
     /// Bits of `handshake_common::event::active_open::flags`, and [`ENDED`].
@@ -280,7 +295,7 @@ pub mod answer {
     pub const ELSEWHERE: u32 = 1 << 2;
 }
 
-/// What a new entry of [`ACTIVE_OPENS`] is copied from. A constant of the program: 160 zero bytes on the
+/// What a new entry of [`ACTIVE_OPENS`] is copied from. A constant of the program: 184 zero bytes on the
 /// stack would be a third of it.
 static NO_ACTIVE_OPEN: ActiveOpen = ActiveOpen {
     generation_ns: 0,
@@ -298,6 +313,9 @@ static NO_ACTIVE_OPEN: ActiveOpen = ActiveOpen {
         netns: 0,
         flags: 0,
     },
+    asked: [0; 2],
+    asked_port: 0,
+    reserved: 0,
     owner: Owner { cgroup_id: 0, pid: 0, tid: 0, uid: 0, known: 0, comm: [0; COMM_BYTES] },
     flags: 0,
     syn_retransmits: 0,

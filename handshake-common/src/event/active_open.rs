@@ -140,10 +140,24 @@ pub struct FastOpenAnswered {
     pub reserved: u32,
 }
 
-crate::pod!(SynSent, ConnectFailed, LeftSynSent, ConnectReturned, FastOpenAnswered);
+/// The SYN goes to another end than connect() was given: a program at the cgroup rewrote the address, or the kernel
+/// read an unspecified one as this host's. Follows [`SynSent`], which has the end that TCP connects to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AddressRewritten {
+    /// What the application gave to connect(); IPv4 as ::ffff:a.b.c.d.
+    pub asked_address: [u8; 16],
+    /// Its port, host order.
+    pub asked_port: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
+}
+
+crate::pod!(SynSent, ConnectFailed, LeftSynSent, ConnectReturned, FastOpenAnswered, AddressRewritten);
 
 const _: () = assert!(size_of::<SynSent>() == 136);
 const _: () = assert!(size_of::<ConnectFailed>() == 104);
 const _: () = assert!(size_of::<LeftSynSent>() == 168);
 const _: () = assert!(size_of::<ConnectReturned>() == 8);
 const _: () = assert!(size_of::<FastOpenAnswered>() == 8);
+const _: () = assert!(size_of::<AddressRewritten>() == 24);

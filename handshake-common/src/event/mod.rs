@@ -32,6 +32,8 @@ pub enum EventKind {
     ConnectReturned = 0x0104,
     /// [`active_open::FastOpenAnswered`]: whether the SYN-ACK carried a Fast Open cookie.
     FastOpenAnswered = 0x0105,
+    /// [`active_open::AddressRewritten`]: TCP connects to another end than the application asked for.
+    AddressRewritten = 0x0106,
     /// [`passive_open::PassiveOpen`]: the final ACK made a child, which was queued for accept().
     ChildQueued = 0x0201,
     /// [`passive_open::PassiveOpen`]: a child (or a simultaneous open) left SYN-RECEIVED.
@@ -64,6 +66,7 @@ impl EventKind {
         EventKind::LeftSynSent,
         EventKind::ConnectReturned,
         EventKind::FastOpenAnswered,
+        EventKind::AddressRewritten,
         EventKind::ChildQueued,
         EventKind::LeftSynReceived,
         EventKind::RequestDied,
@@ -86,6 +89,7 @@ impl EventKind {
                 EventKind::LeftSynSent => size_of::<active_open::LeftSynSent>(),
                 EventKind::ConnectReturned => size_of::<active_open::ConnectReturned>(),
                 EventKind::FastOpenAnswered => size_of::<active_open::FastOpenAnswered>(),
+                EventKind::AddressRewritten => size_of::<active_open::AddressRewritten>(),
                 EventKind::ChildQueued | EventKind::LeftSynReceived | EventKind::RequestDied => {
                     size_of::<passive_open::PassiveOpen>()
                 }

@@ -18,7 +18,7 @@ use handshake_common::{
     tcp::{ACK, RST, SYN, TcpState, known},
 };
 
-use super::{argument, fast_open, passive_open};
+use super::{argument, asked, fast_open, opener, passive_open};
 use crate::{
     emit::{Slot, count, now_ns, submit},
     filter,
@@ -53,6 +53,7 @@ pub fn begin<M: Memory>(sock: Sock<M>, called_ns: u64) -> Option<*mut ActiveOpen
         (*open).flags = bits;
         (*open).sent_again_before = sock.sent_again() as u8;
         task::owner(&mut (*open).owner);
+        opener::owner_of_subflow(sock, &mut (*open).owner);
     }
     Some(open)
 }
@@ -78,7 +79,10 @@ pub fn syn_sent<M: Memory>(sock: Sock<M>, attach: Attach) {
     }
     let Some(open) = ACTIVE_OPENS.get_ptr_mut(key) else { return };
     // SAFETY: a live entry of the table; this thread holds the socket's lock, so nobody else writes to it.
-    let endpoints = unsafe { &mut (*open).endpoints };
+    let endpoints = unsafe {
+        asked::keep(open);
+        &mut (*open).endpoints
+    };
     *endpoints = Endpoints::default();
     sock.ends(endpoints);
     if !filter::wants_ends(endpoints) {
@@ -108,6 +112,7 @@ pub fn syn_sent<M: Memory>(sock: Sock<M>, attach: Attach) {
         }
         sock.isn_at_connect(&mut event.negotiated);
     });
+    asked::tell(open, key, attach);
 }
 
 /// `tcp_sock.syn_data` and `syn_fastopen` in their common byte.

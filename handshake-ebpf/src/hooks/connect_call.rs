@@ -22,7 +22,7 @@ use handshake_common::{
     tcp::TcpState,
 };
 
-use super::{active_open, argument};
+use super::{active_open, argument, opener};
 use crate::{
     emit::{count, now_ns, submit},
     filter,
@@ -34,7 +34,7 @@ use crate::{
         sock::Sock,
         task,
     },
-    maps::{ACTIVE_OPENS, CONNECT_CALLS, ConnectCall, ENDED, RUNTIME},
+    maps::{ACTIVE_OPENS, ActiveOpen, CONNECT_CALLS, ConnectCall, ENDED, RUNTIME},
 };
 
 /// connect() reached TCP, in process context. `address` is the kernel's copy of the caller's sockaddr.
@@ -46,22 +46,30 @@ pub fn connect_called<M: Memory>(sock: Sock<M>, address: *const u8) {
     let key = sock.key();
     if let Some(open) = ACTIVE_OPENS.get_ptr_mut(key) {
         // SAFETY: a live entry of the table. An ended one is a leftover of an earlier connect() on this
-        // socket (or of a reused address); one still open is the nested call for a mapped address.
+        // socket (or of a reused address); one still open is of this very call: `asked` saw it before the programs at
+        // the cgroup did, or this is the nested call for a mapped address.
         if unsafe { (*open).flags } & (ENDED | flags::CALL_RETURNED) == 0 {
             return;
         }
     }
-    if !filter::wants_running_thread() {
+    if !opener::is_wanted(sock) {
         count(Counter::Filtered);
         return;
     }
-    let Some(open) = active_open::begin(sock, now_ns()) else { return };
+    begin(sock, address);
+}
+
+/// Begins the entry of a call.
+#[inline(always)]
+pub fn begin<M: Memory>(sock: Sock<M>, address: *const u8) -> Option<*mut ActiveOpen> {
+    let open = active_open::begin(sock, now_ns())?;
     // SAFETY: the entry that was just made; this thread holds the socket's lock.
     let endpoints = unsafe { &mut (*open).endpoints };
     sock.ends(endpoints);
     endpoints.remote_port = 0;
     remote_of_sockaddr(address, endpoints);
-    note_call(key);
+    note_call(sock.key());
+    Some(open)
 }
 
 /// What the caller asked for. Until a route was found the sock says nothing of it.
@@ -258,7 +266,7 @@ fn is_collectable(errno: u32) -> bool {
 
 /// What the caller asked for, from its own memory.
 #[inline(always)]
-fn remote_of_caller(address: u64, ends: &mut Endpoints) {
+pub fn remote_of_caller(address: u64, ends: &mut Endpoints) {
     let address = address as *const u8;
     // SAFETY: the helper fails instead of faulting; offsets are those of sockaddr_in and sockaddr_in6.
     let Ok(family) = (unsafe { bpf_probe_read_user(address.cast::<u16>()) }) else { return };

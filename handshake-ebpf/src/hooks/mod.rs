@@ -7,11 +7,13 @@
 
 pub mod accept_queue;
 pub mod active_open;
+pub mod asked;
 pub mod child_queued;
 pub mod connect_call;
 pub mod drop;
 pub mod fast_open;
 pub mod listening;
+pub mod opener;
 pub mod passive_open;
 pub mod rejected;
 pub mod request_end;

@@ -22,7 +22,7 @@ use handshake_common::{
     tcp::TcpState,
 };
 
-use super::fast_open;
+use super::{asked, fast_open};
 use crate::{
     emit::{count, now_ns, submit},
     filter,
@@ -61,6 +61,7 @@ fn syn_leaves(socket: u64, local_port: u16) {
             event.flags = (*open).flags & !ENDED;
         }
     });
+    asked::tell(open, socket, Attach::Tracepoint);
 }
 
 /// A SYN made a request sock.

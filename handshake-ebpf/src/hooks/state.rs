@@ -20,13 +20,15 @@ use handshake_common::{
 use super::{
     accept_queue, active_open, argument,
     child_queued::accept_is_seen,
-    listening,
+    connect_call::remote_of_caller,
+    listening, opener,
     subflow::{closed_before_queued, joining, joining_attach},
 };
 use crate::{
     emit::{Slot, count, now_ns, submit},
     filter,
     kernel::{
+        endpoints::halves,
         preempt,
         read::{Direct, Memory},
         sock::Sock,
@@ -91,25 +93,30 @@ fn entered_syn_sent<M: Memory>(sock: Sock<M>) {
         }
         return;
     }
-    if !filter::wants_running_thread() {
+    if !opener::is_wanted(sock) {
         count(Counter::Filtered);
         return;
     }
     let now = now_ns();
     let key = sock.key();
     let mut called_ns = now;
+    let mut asked = Endpoints::default();
     if let Some(call) = CONNECT_CALLS.get_ptr_mut(task::thread()) {
         // SAFETY: this thread's own live entry, made at sys_enter_connect.
         unsafe {
             called_ns = (*call).called_ns;
             (*call).socket = key;
+            remote_of_caller((*call).address, &mut asked);
         }
     }
     let Some(open) = active_open::begin(sock, called_ns) else { return };
+    let (high, low) = halves(&asked.remote_address);
     // SAFETY: the entry that was just made; this thread holds the socket's lock. When connect() was called is not known
     // to better than the search for a route takes, where a probe should have said it.
     unsafe {
         sock.ends(&mut (*open).endpoints);
+        (*open).asked = [high, low];
+        (*open).asked_port = u32::from(asked.remote_port);
         if is_probed {
             (*open).called_ns = 0;
         }

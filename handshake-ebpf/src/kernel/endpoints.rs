@@ -73,7 +73,7 @@ fn write_halves(halves: [u64; 2], to: &mut [u8; 16]) {
 
 /// The two words of an address, as they lie in memory.
 #[inline(always)]
-fn halves(address: &[u8; 16]) -> (u64, u64) {
+pub fn halves(address: &[u8; 16]) -> (u64, u64) {
     let words = address.as_ptr().cast::<u64>();
     // SAFETY: sixteen bytes are read, as u64 of whatever alignment.
     unsafe { (words.read_unaligned(), words.add(1).read_unaligned()) }

@@ -9,4 +9,5 @@ pub mod read;
 pub mod request_sock;
 pub mod sk_buff;
 pub mod sock;
+pub mod subflow;
 pub mod task;

@@ -14,9 +14,9 @@ use handshake_common::{
 
 use super::{
     endpoints::{common_ends, is_bound_to, netns},
-    read::{Copied, Memory},
+    read::Memory,
 };
-use crate::globals::{LOCKED_DOWN, offset};
+use crate::globals::offset;
 
 /// IPPROTO_TCP.
 const TCP: u16 = 6;
@@ -25,7 +25,7 @@ const MPTCP: u16 = 262;
 
 /// A socket, readable as `M` allows.
 pub struct Sock<M> {
-    address: *const u8,
+    pub(super) address: *const u8,
     memory: PhantomData<M>,
 }
 
@@ -184,27 +184,6 @@ impl<M: Memory> Sock<M> {
     pub fn defers_accept(self) -> u8 {
         let Some(tcp) = M::tcp_sock(self.address) else { return 0 };
         M::read::<u8>(tcp, offset!(icsk_defer_accept)).unwrap_or(0)
-    }
-
-    /// Whether it is a further subflow of an MPTCP connection, or asked to be one. What says so is behind an untyped
-    /// pointer, so this needs the helper.
-    #[inline(always)]
-    pub fn joins(self) -> bool {
-        let (asked, joined) = (offset!(subflow_request_join_bit), offset!(subflow_mp_join_bit));
-        if LOCKED_DOWN.load() != 0 || asked == UNAVAILABLE || joined == UNAVAILABLE {
-            return false;
-        }
-        let Some(tcp) = M::tcp_sock(self.address) else { return false };
-        if M::read::<u8>(tcp, offset!(is_mptcp)).unwrap_or(0) == 0 {
-            return false;
-        }
-        let Some(subflow) = M::read::<*const u8>(tcp, offset!(icsk_ulp_data)) else { return false };
-        if subflow.is_null() {
-            return false;
-        }
-        let asked = Copied::read::<u8>(subflow, asked >> 3).unwrap_or(0) >> (asked & 7);
-        let joined = Copied::read::<u8>(subflow, joined >> 3).unwrap_or(0) >> (joined & 7);
-        (asked | joined) & 1 != 0
     }
 
     /// The youngest child in a listener's accept queue.

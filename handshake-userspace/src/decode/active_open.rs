@@ -8,7 +8,7 @@ use handshake_common::event::active_open::{self as raw, cookie, flags};
 
 use super::{
     DecodeError,
-    endpoint::{agreed, ends, process},
+    endpoint::{agreed, end, ends, process},
     known_ns, state,
 };
 use crate::model::observation::{Act, ConnectFailed, LeftSynSent, SynSent};
@@ -65,6 +65,11 @@ pub(super) fn left_syn_sent(raw: &raw::LeftSynSent) -> Result<Act, DecodeError> 
         syn_data_acked: has(flags::SYN_DATA_ACKED),
         cookie_follows: has(flags::COOKIE_FOLLOWS),
     })))
+}
+
+pub(super) fn address_rewritten(raw: &raw::AddressRewritten) -> Act {
+    let port = u16::try_from(raw.asked_port).unwrap_or(0);
+    Act::AddressRewritten { asked: end(raw.asked_address, port, false) }
 }
 
 pub(super) fn connect_returned(raw: &raw::ConnectReturned) -> Act {

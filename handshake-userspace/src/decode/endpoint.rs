@@ -29,7 +29,7 @@ pub(super) fn ends(raw: &Endpoints) -> Ends {
     }
 }
 
-fn end(address: [u8; 16], port: u16, speaks_v4: bool) -> Option<SocketAddr> {
+pub(super) fn end(address: [u8; 16], port: u16, speaks_v4: bool) -> Option<SocketAddr> {
     let address = Ipv6Addr::from(address);
     let address = match address.to_ipv4_mapped() {
         Some(v4) => IpAddr::V4(v4),

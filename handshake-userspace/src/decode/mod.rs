@@ -110,6 +110,7 @@ fn act(kind: EventKind, payload: &[u8]) -> Result<Act, DecodeError> {
         EventKind::LeftSynSent => active_open::left_syn_sent(&read(kind, payload)?)?,
         EventKind::ConnectReturned => active_open::connect_returned(&read(kind, payload)?),
         EventKind::FastOpenAnswered => active_open::fast_open_answered(&read(kind, payload)?),
+        EventKind::AddressRewritten => active_open::address_rewritten(&read(kind, payload)?),
         EventKind::ChildQueued => Act::ChildQueued(passive_open::passive_open(&read(kind, payload)?)?),
         EventKind::LeftSynReceived => {
             Act::LeftSynReceived(passive_open::passive_open(&read(kind, payload)?)?)

@@ -135,6 +135,7 @@ fn valid_event(kind: EventKind) -> Vec<u8> {
         }
         EventKind::ConnectReturned => event(kind, &active_open::ConnectReturned::default()),
         EventKind::FastOpenAnswered => event(kind, &active_open::FastOpenAnswered::default()),
+        EventKind::AddressRewritten => event(kind, &active_open::AddressRewritten::default()),
         EventKind::ChildQueued | EventKind::LeftSynReceived | EventKind::RequestDied => event(kind, &passive),
         EventKind::Accepted => event(kind, &accept_queue::Accepted::default()),
         EventKind::ChildDestroyed => event(kind, &accept_queue::ChildDestroyed::default()),

@@ -240,7 +240,7 @@ impl Seen {
             .collect();
         let others = self.events.into_iter().filter(|(_, observation)| match observation {
             Some(observation) => match &observation.act {
-                Act::ConnectReturned { .. } | Act::FastOpenAnswered { .. } => {
+                Act::ConnectReturned { .. } | Act::FastOpenAnswered { .. } | Act::AddressRewritten { .. } => {
                     !ours.contains(&observation.socket)
                 }
                 act => !act.ends().is_some_and(is_ours),

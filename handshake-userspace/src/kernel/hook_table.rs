@@ -121,7 +121,8 @@ pub const LACKS_UNDER_LOCKDOWN: &[(&str, &str)] = &[
     ("syn_dropped", "whose SYN it was"),
     ("segment_freed", "all drops, because headers cannot be read"),
     ("syn_rejected", "all of them, for the same reason"),
-    ("state_changed", "which subflows a client adds to its MPTCP connections"),
+    ("connect_called", "what was asked for where a program at the cgroup rewrote an IPv6 address"),
+    ("state_changed", "which subflows a client adds to its MPTCP connections, and for whom"),
 ];
 
 /// Every hook, in the order in which a handshake meets them; attached in this order too.
@@ -132,10 +133,14 @@ pub const HOOKS: &[Hook] = &[
             fentry(&[
                 program("hs_connect4_fe", Place::Fentry("tcp_v4_connect")),
                 optional("hs_connect6_fe", Place::Fentry("tcp_v6_connect")),
+                optional("hs_asked4_fe", Place::Fentry("tcp_v4_pre_connect")),
+                optional("hs_asked6_fe", Place::Fentry("tcp_v6_pre_connect")),
             ]),
             kprobe(&[
                 program("hs_connect_kp", Place::Kprobe("tcp_v4_connect")),
                 optional("hs_connect_kp", Place::Kprobe("tcp_v6_connect")),
+                optional("hs_asked_kp", Place::Kprobe("tcp_v4_pre_connect")),
+                optional("hs_asked_kp", Place::Kprobe("tcp_v6_pre_connect")),
             ]),
             tracepoint(&[STATE], ""),
         ],

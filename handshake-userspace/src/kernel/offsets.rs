@@ -223,6 +223,11 @@ const RULES: &[Rule] = &[
     optional("icsk_ulp_data", &[8], NO_JOIN),
     bit("subflow_request_join_bit", NO_JOIN),
     bit("subflow_mp_join_bit", NO_JOIN),
+    optional(
+        "subflow_token",
+        &[4],
+        "whose MPTCP connection a client's joining subflow belongs to is not shown",
+    ),
     bit("repair_bit", "sockets put together under TCP_REPAIR look like handshakes"),
     optional("bytes_received", &[8], NO_FAST_OPEN),
     optional("fastopen_rsk", &[8], NO_FAST_OPEN),

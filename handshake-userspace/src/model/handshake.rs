@@ -49,6 +49,8 @@ pub struct Handshake {
     pub local: Option<SocketAddr>,
     /// The other end.
     pub remote: Option<SocketAddr>,
+    /// What the application gave to connect(), where TCP connected to another end (client).
+    pub asked: Option<SocketAddr>,
     /// Inode of the network namespace.
     pub netns: Option<u32>,
     /// Client: who called connect(). Server: who accepted, else who listens.

@@ -116,6 +116,11 @@ pub enum Act {
         /// Whether it carried a cookie; `None` when its options could not be read.
         cookie: Option<bool>,
     },
+    /// TCP connects to another end than connect() was given.
+    AddressRewritten {
+        /// What it was given.
+        asked: Option<SocketAddr>,
+    },
     /// The final ACK made a child.
     ChildQueued(Box<PassiveOpen>),
     /// A socket left SYN-RECEIVED.
@@ -155,7 +160,7 @@ impl Act {
             Act::SynSent(act) => &act.ends,
             Act::ConnectFailed(act) => &act.ends,
             Act::LeftSynSent(act) => &act.ends,
-            Act::ConnectReturned { .. } | Act::FastOpenAnswered { .. } => return None,
+            Act::ConnectReturned { .. } | Act::FastOpenAnswered { .. } | Act::AddressRewritten { .. } => return None,
             Act::ChildQueued(act) | Act::LeftSynReceived(act) | Act::RequestDied(act) => &act.ends,
             Act::Accepted(act) => &act.ends,
             Act::ChildDestroyed(act) => &act.ends,

@@ -20,6 +20,13 @@ pub struct Process {
     pub cgroup_id: Option<u64>,
 }
 
+impl Process {
+    /// Whether it goes by the name of a kernel's worker. A thread may call itself so; that costs it its mention.
+    pub fn is_kernel_worker(&self) -> bool {
+        self.uid == 0 && self.comm.as_str().starts_with("kworker/")
+    }
+}
+
 /// Text in which every character is printable and none changes the direction of writing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SafeText(Box<str>);

@@ -5,6 +5,8 @@
 //! when it leaves SYN-SENT, and connect() returns later, when the scheduler gets to it: the wait for that
 //! return is short, and the record goes out without it if need be.
 
+use std::net::SocketAddr;
+
 use super::{
     Tracker, Why,
     entry::{At, Entry, Kind, complete_ends},
@@ -23,6 +25,8 @@ use handshake_common::tcp::TcpState;
 #[derive(Default)]
 pub(super) struct ActiveOpen {
     pub(super) ends: Ends,
+    /// What connect() was given, where TCP connects to another end.
+    pub(super) asked: Option<SocketAddr>,
     pub(super) process: Option<Process>,
     pub(super) called_ns: Option<u64>,
     pub(super) syn_sent_ns: Option<u64>,
@@ -250,6 +254,23 @@ impl Tracker {
         entry.identity.fed_by(at);
         if let Kind::Active(open) = &mut entry.kind {
             open.cookie = open.cookie.or(Some(cookie));
+        }
+        self.settle_active(entry, out);
+    }
+
+    pub(super) fn address_rewritten(
+        &mut self,
+        at: At,
+        asked: Option<SocketAddr>,
+        out: &mut Vec<HandshakeUpdate>,
+    ) {
+        let Some(mut entry) = self.take_active(at) else {
+            self.counts.unmatched += 1;
+            return;
+        };
+        entry.identity.fed_by(at);
+        if let Kind::Active(open) = &mut entry.kind {
+            open.asked = open.asked.or(asked);
         }
         self.settle_active(entry, out);
     }

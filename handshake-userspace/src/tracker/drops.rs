@@ -226,6 +226,7 @@ pub(super) fn of_dropped_attempt(attempt: DroppedAttempt, dropped: Dropped, head
         evidence: Verdict::new(outcome, dropped.cause).evidence(None, None),
         local: attempt.ends.local,
         remote: attempt.ends.remote,
+        asked: None,
         netns: attempt.ends.netns,
         process: attempt.listener_process.map(|process| (*process).clone()),
         latency_ns: None,

@@ -203,6 +203,7 @@ impl Tracker {
             Act::LeftSynSent(act) => self.left_syn_sent(at, act, out),
             Act::ConnectReturned { errno } => self.connect_returned(at, errno, out),
             Act::FastOpenAnswered { cookie } => self.fast_open_answered(at, cookie, out),
+            Act::AddressRewritten { asked } => self.address_rewritten(at, asked, out),
             Act::ChildQueued(act) => self.child_queued(at, act, out),
             Act::LeftSynReceived(act) => self.left_syn_received(at, act, out),
             Act::RequestDied(act) => self.request_died(at, act, out),

@@ -100,8 +100,10 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         },
         local: open.ends.local,
         remote: open.ends.remote,
+        asked: open.asked.filter(|asked| open.ends.remote != Some(*asked)),
         netns: open.ends.netns,
-        process: open.process,
+        // Under lockdown nobody may read which subflows join; that a worker of the kernel opened one shows it.
+        process: open.process.filter(|process| !(agreed.mptcp && process.is_kernel_worker())),
         latency_ns: between(syn_ns, established_ns),
         failed_after_ns: between(syn_ns.or(called_ns), failed_ns),
         // In a simultaneous open the SYN that came is no answer to ours.
@@ -239,6 +241,7 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
         evidence: verdict.evidence(None, counts_syn_acks.then(|| u32::from(retransmits).saturating_add(1))),
         local: child.ends.local,
         remote: child.ends.remote,
+        asked: None,
         netns: child.ends.netns,
         process: acceptor.or_else(|| listener_process.map(|process| (*process).clone())),
         latency_ns: between(syn_ns.or(synack_ns), established_ns),

@@ -202,6 +202,6 @@ fn bring_near(observation: &mut Observation) {
         Act::ListenerOpened(act) | Act::ListenerClosed(act) => few(&mut act.ends),
         Act::SynRetransmitted { ends, .. } | Act::ChildUndone { ends } => few(ends),
         Act::SegmentDropped(act) => few(&mut act.ends),
-        Act::ConnectReturned { .. } | Act::FastOpenAnswered { .. } => {}
+        Act::ConnectReturned { .. } | Act::FastOpenAnswered { .. } | Act::AddressRewritten { .. } => {}
     }
 }

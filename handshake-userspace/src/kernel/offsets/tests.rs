@@ -48,6 +48,7 @@ fn every_field_is_found_in_every_kernel_at_hand() {
             "mptcp_first",
             "subflow_request_join_bit",
             "subflow_mp_join_bit",
+            "subflow_token",
             "treq_is_mptcp",
             "treq_drop_req",
         ];

@@ -31,6 +31,7 @@ fn handshake(role: Role, process: Option<Process>) -> Handshake {
         },
         local: Some("10.0.0.1:40000".parse().unwrap()),
         remote: Some("10.0.0.2:443".parse().unwrap()),
+        asked: None,
         netns: Some(7),
         process,
         latency_ns: Some(10),

@@ -63,6 +63,7 @@ pub(in crate::sinks) fn client() -> Handshake {
         },
         local: Some("10.9.0.1:40112".parse().unwrap()),
         remote: Some("10.9.0.2:443".parse().unwrap()),
+        asked: None,
         netns: Some(4_026_531_840),
         process: Some(process(1234, "curl", 1000, 77)),
         latency_ns: Some(41_020_331),
@@ -174,6 +175,15 @@ fn a_failure_has_its_evidence() {
 }
 
 #[test]
+fn what_was_asked_for_follows_the_end_that_was_connected() {
+    let led = Handshake { asked: Some("10.96.0.1:80".parse().unwrap()), ..client() };
+    let line = line(&Record::Handshake(Box::new(led), None));
+    let expected =
+        r#""remote":{"address":"10.9.0.2","port":443},"asked":{"address":"10.96.0.1","port":80},"netns""#;
+    assert!(line.contains(expected), "{line}");
+}
+
+#[test]
 fn what_is_unknown_is_absent() {
     let unknown = Handshake {
         key: Key { boot: 0, counter: 7 },
@@ -190,6 +200,7 @@ fn what_is_unknown_is_absent() {
         },
         local: None,
         remote: Some("[2001:db8::1]:0".parse().unwrap()),
+        asked: None,
         netns: None,
         process: None,
         latency_ns: None,

@@ -39,6 +39,8 @@ pub(super) struct Handshake<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     remote: Option<End>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    asked: Option<End>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     netns: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     process: Option<Process<'a>>,
@@ -90,6 +92,7 @@ impl<'a> Handshake<'a> {
             }),
             local: handshake.local.map(End::new),
             remote: handshake.remote.map(End::new),
+            asked: handshake.asked.map(End::new),
             netns: handshake.netns,
             process: handshake.process.as_ref().map(Process::new),
             latency_ns: handshake.latency_ns,

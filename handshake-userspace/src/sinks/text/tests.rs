@@ -51,6 +51,13 @@ fn lines(width: u16, handshakes: Vec<Handshake>) -> Vec<String> {
 }
 
 #[test]
+fn what_was_asked_for_is_said_after_the_outcome() {
+    let led = Handshake { asked: Some("10.96.0.1:80".parse().unwrap()), ..client() };
+    let lines = lines(120, vec![led]);
+    assert!(lines[1].ends_with("established, asked for 10.96.0.1:80"), "{lines:?}");
+}
+
+#[test]
 fn the_usual_line_fits_120_columns_and_names_the_longest_phase() {
     let lines = lines(120, vec![client()]);
     assert_eq!(

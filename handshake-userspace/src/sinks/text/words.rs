@@ -117,6 +117,10 @@ pub fn outcome(handshake: &Handshake, density: Density) -> String {
     if density == Density::Narrow {
         return text;
     }
+    if handshake.asked.is_some() {
+        text.push_str(", asked for ");
+        text.push_str(&end(handshake.asked));
+    }
     for flag in &handshake.flags {
         text.push_str(", ");
         match (&handshake.dropped, flag) {

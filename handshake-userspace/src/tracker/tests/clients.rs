@@ -4,8 +4,9 @@ use handshake_common::{event::Attach, tcp::TcpState};
 
 use super::script::*;
 use crate::model::{
-    observation::LeftSynSent,
+    observation::{Act, Agreed, LeftSynSent},
     outcome::{EvidenceKind, Flag, Outcome, Role},
+    process::SafeText,
 };
 
 #[test]
@@ -29,6 +30,35 @@ fn syn_answered_by_syn_ack_establishes() {
     assert_eq!(record.flags, vec![]);
     assert_eq!(record.attach, Some(Attach::Fentry));
     assert_eq!((record.key.boot, record.key.counter), (7, 1));
+}
+
+#[test]
+fn what_was_asked_for_stands_beside_the_end_that_tcp_connected_to() {
+    let asked = Some("10.96.0.1:80".parse().unwrap());
+    let mut client = given_client().syn();
+    client.script.observe(Act::AddressRewritten { asked });
+    let record = client.wait(MS).syn_ack().expect(Outcome::Established);
+    assert_eq!((record.asked, record.remote), (asked, ends(40_112).remote));
+    let mut client = given_client().syn();
+    client.script.observe(Act::AddressRewritten { asked: ends(40_112).remote });
+    let record = client.wait(MS).syn_ack().expect(Outcome::Established);
+    assert_eq!(record.asked, None, "it connected to just that");
+}
+
+#[test]
+fn a_subflow_that_a_worker_of_the_kernel_opened_is_nobodys() {
+    let opened_by = |comm: &[u8], mptcp: bool| {
+        let client = given_client().with(|facts| {
+            let worker = facts.process.as_mut().unwrap();
+            (worker.uid, worker.comm) = (0, SafeText::from_kernel_bytes(comm));
+        });
+        let client = client.syn().wait(MS).with(|facts| facts.answered_ns = facts.syn_sent_ns);
+        let client = client.with(|facts| facts.agreed = Agreed { mptcp, ..agreed() });
+        client.leaves(TcpState::Established).expect(Outcome::Established).process.is_some()
+    };
+    assert!(!opened_by(b"kworker/1:2", true), "it opened it for somebody else");
+    assert!(opened_by(b"kworker/1:2", false), "a file system of the network, perhaps");
+    assert!(opened_by(b"curl", true));
 }
 
 #[test]

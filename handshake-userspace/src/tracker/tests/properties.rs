@@ -227,6 +227,7 @@ fn any_act() -> impl Strategy<Value = Act> {
         any_left_syn_sent().prop_map(|facts| Act::LeftSynSent(Box::new(facts))),
         (0..140_u32).prop_map(|errno| Act::ConnectReturned { errno }),
         any::<Option<bool>>().prop_map(|cookie| Act::FastOpenAnswered { cookie }),
+        any::<u16>().prop_map(|port| Act::AddressRewritten { asked: Some(([10, 96, 0, 1], port).into()) }),
         any_passive_open().prop_map(Act::ChildQueued),
         any_passive_open().prop_map(Act::LeftSynReceived),
         any_passive_open().prop_map(Act::RequestDied),
