@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::owner::COMM_BYTES;
 
-/// Ports, networks and namespaces that one filter can name, each.
+/// Ports, networks, namespaces and cgroups that one filter can name, each.
 pub const MAX_ENTRIES: usize = 8;
 
 /// Connections of the canary at most, each with a port of its own.
@@ -73,8 +73,10 @@ pub struct Filter {
     pub comm: [u8; COMM_BYTES],
     /// The daemon's own process id, in its own pid namespace; its sockets are marked.
     pub own_pid: u32,
-    /// Keeps the layout free of padding.
-    pub reserved: u32,
+    /// How many cgroups are wanted. Their ids are in the map `CGROUPS`: a service that starts anew has another one.
+    pub cgroups: u32,
+    /// How many steps each of them is below the root of the hierarchy.
+    pub cgroup_level: [u32; MAX_ENTRIES],
 }
 
 impl Filter {
@@ -98,7 +100,8 @@ impl Filter {
         by_comm: 0,
         comm: [0; COMM_BYTES],
         own_pid: 0,
-        reserved: 0,
+        cgroups: 0,
+        cgroup_level: [0; MAX_ENTRIES],
     };
 }
 

@@ -20,12 +20,30 @@ pub struct Owner {
     pub tid: u32,
     /// Real user id of the thread.
     pub uid: u32,
-    /// 1 when the other fields were filled; everything else is meaningless at 0.
+    /// 0 when nothing is known, and everything else is meaningless. Else [`known::FILLED`], and a bit for each cgroup
+    /// that the filter wanted and this thread was in: see [`known::in_cgroups`].
     pub known: u32,
     /// The thread's command name, zero-terminated, chosen by the process: hostile text.
     pub comm: [u8; COMM_BYTES],
 }
 
 crate::pod!(Owner);
+
+/// What [`Owner::known`] says.
+pub mod known {
+    /// The other fields were filled.
+    pub const FILLED: u32 = 1;
+
+    /// The bits for the cgroups that a thread is in, or in one below: bit n of `cgroups` is the filter's nth.
+    #[inline(always)]
+    pub const fn in_cgroups(cgroups: u32) -> u32 {
+        cgroups << 1
+    }
+
+    /// What [`in_cgroups`] made bits of.
+    pub const fn cgroups(known: u32) -> u32 {
+        known >> 1
+    }
+}
 
 const _: () = assert!(size_of::<Owner>() == 40);

@@ -14,7 +14,7 @@ use handshake_common::{
     owner::COMM_BYTES,
 };
 
-use crate::globals::filter;
+use crate::{globals::filter, maps::CGROUPS};
 
 /// Whether this role is watched at all.
 #[inline(always)]
@@ -31,6 +31,7 @@ pub fn wants_unknown() -> bool {
         && filter!(by_pid) == 0
         && filter!(by_uid) == 0
         && filter!(by_comm) == 0
+        && filter!(cgroups) == 0
 }
 
 /// Whether the running thread may be the one that connects. Process context only.
@@ -60,7 +61,33 @@ pub fn wants_running_thread() -> bool {
             i += 1;
         }
     }
-    true
+    filter!(cgroups) == 0 || cgroups_of_running_thread() != 0
+}
+
+/// The wanted cgroups that the running thread is in, or in one below, a bit each. Process context only.
+#[inline(always)]
+pub fn cgroups_of_running_thread() -> u32 {
+    let count = filter!(cgroups);
+    if count == 0 {
+        return 0;
+    }
+    let Some(wanted) = CGROUPS.get_ptr(0) else { return 0 };
+    let mut bits = 0;
+    let mut i = 0;
+    while i < MAX_ENTRIES {
+        if (i as u32) < count {
+            // SAFETY: the array's one live entry, in which the daemon replaces a whole word. Volatile, because it may.
+            let id = unsafe { (&raw const (*wanted)[i]).read_volatile() };
+            let level = filter!(cgroup_level[i]) as i32;
+            // SAFETY: the helper takes a number; it answers 0 for a level below the thread's own, which is no id.
+            let ancestor = unsafe { generated::bpf_get_current_ancestor_cgroup_id(level) };
+            if id != 0 && ancestor == id {
+                bits |= 1 << i;
+            }
+        }
+        i += 1;
+    }
+    bits
 }
 
 /// Whether ends, family and namespace are wanted.

@@ -13,6 +13,7 @@ use handshake_common::{
     counter::{Counter, CpuCounters},
     endpoint::Endpoints,
     event::passive_open::PassiveOpen,
+    filter::MAX_ENTRIES,
     owner::{COMM_BYTES, Owner},
     request::{LatestRequest, Request},
 };
@@ -30,6 +31,11 @@ pub static COUNTERS: Array<CpuCounters> = Array::with_max_entries(1, BPF_F_MMAPA
 /// One entry: what the daemon knows only after it attached everything.
 #[map]
 pub static RUNTIME: Array<Runtime> = Array::with_max_entries(1, 0);
+
+/// One entry: ids of the wanted cgroups, 0 where there is none. The daemon sets it before any hook is attached, and again
+/// when a folder was made anew.
+#[map]
+pub static CGROUPS: Array<[u64; MAX_ENTRIES]> = Array::with_max_entries(1, 0);
 
 /// Active opens by sock. Inserted when connect() is called (or at CLOSED->SYN-SENT), updated until the
 /// answer, deleted when the call returned after the end, when the end came after the call returned, and in

@@ -72,8 +72,14 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
     let remote = Some(SocketAddr::from(([127, 0, 0, 1], 443)));
     let client = Ends { local, remote, netns: Some(1), v4_mapped: false };
     let server = Ends { local: remote, remote: local, ..client };
-    let process =
-        Process { pid: 1, tid: 1, uid: 0, comm: SafeText::from_kernel_bytes(b"bench\0"), cgroup_id: Some(1) };
+    let process = Process {
+        pid: 1,
+        tid: 1,
+        uid: 0,
+        comm: SafeText::from_kernel_bytes(b"bench\0"),
+        cgroup_id: Some(1),
+        in_cgroups: 0,
+    };
     let agreed = Agreed {
         local_isn: Some(1),
         remote_isn: Some(number as u32),

@@ -6,10 +6,10 @@
 use aya_ebpf::helpers::{
     bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated,
 };
-use handshake_common::owner::{COMM_BYTES, Owner};
+use handshake_common::owner::{COMM_BYTES, Owner, known};
 
 use super::read::{Copied, Memory};
-use crate::globals::offset;
+use crate::{filter, globals::offset};
 
 /// Process and thread id in one: the key of a call under way.
 #[inline(always)]
@@ -26,7 +26,7 @@ pub fn owner(owner: &mut Owner) {
     owner.pid = (thread >> 32) as u32;
     owner.tid = thread as u32;
     owner.uid = bpf_get_current_uid_gid() as u32;
-    owner.known = 1;
+    owner.known = known::FILLED | known::in_cgroups(filter::cgroups_of_running_thread());
     // In place, and it ends with a zero: by value it would be zeroed on the stack first. It fails for no thread.
     // SAFETY: room for COMM_BYTES.
     let _ = unsafe { generated::bpf_get_current_comm((&raw mut owner.comm).cast(), COMM_BYTES as u32) };

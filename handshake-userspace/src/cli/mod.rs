@@ -72,6 +72,12 @@ mod tests {
             ("handshake --comm=", ["--comm", "name"]),
             ("handshake replay x --attach kprobe", ["--attach", "recording"]),
             ("handshake doctor --port 80", ["--port", "doctor"]),
+            ("handshake --cgroup /no/such/cgroup", ["--cgroup /no/such/cgroup", "cgroup"]),
+            (
+                "handshake --cgroup / --cgroup / --cgroup / --cgroup / --cgroup / --cgroup / --cgroup / --cgroup / --cgroup /",
+                ["8 times", "is 9"],
+            ),
+            ("handshake doctor --cgroup /", ["--cgroup", "doctor"]),
             ("handshake frobnicate", ["frobnicate", "handshake"]),
         ] {
             let message = parsed(line).expect_err(line);

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use super::typed;
 use crate::{
-    kernel::{AttachChoice, TraceOptions},
+    kernel::{AttachChoice, Cgroup, TraceOptions, cgroup},
     model::process::SafeText,
     pipeline::filter::{Family, RecordFilter, Side, Tail},
 };
@@ -28,6 +28,8 @@ pub struct Plan {
     pub trace: TraceOptions,
     /// Which records are wanted.
     pub filter: RecordFilter,
+    /// `--cgroup` as typed, for `replay`: what it means there, the recording says.
+    pub cgroups: Vec<String>,
     /// Which of them are worth a line.
     pub tail: Tail,
     /// End after this time.
@@ -87,7 +89,14 @@ impl Plan {
         };
         let options = typed.options;
         refuse_what_means_nothing(&command, &options)?;
-        let filter = record_filter(&options);
+        let mut filter = record_filter(&options);
+        let mut kernel = kernel_filter(&filter, options.comm.as_ref().map(|comm| comm.as_bytes()));
+        let cgroups = cgroups(&command, &options.cgroup)?;
+        if !cgroups.is_empty() {
+            // A bit for each; the kernel side says which a thread is in.
+            filter.cgroups = Some((1 << cgroups.len()) - 1);
+            cgroup::ask_for(&cgroups, &mut kernel);
+        }
         let trace = TraceOptions {
             attach: match options.attach {
                 None | Some(typed::Attach::Auto) => AttachChoice::Auto,
@@ -95,7 +104,8 @@ impl Plan {
                 Some(typed::Attach::Kprobe) => AttachChoice::Kprobe,
                 Some(typed::Attach::Tracepoint) => AttachChoice::Tracepoint,
             },
-            filter: kernel_filter(&filter, options.comm.as_ref().map(|comm| comm.as_bytes())),
+            filter: kernel,
+            cgroups,
             ring_bytes: options.ring_bytes,
             btf: options.btf,
             canary: !options.no_canary,
@@ -104,6 +114,7 @@ impl Plan {
             command,
             trace,
             filter,
+            cgroups: options.cgroup,
             tail: Tail {
                 failed: options.failed,
                 slow_ns: options.slow.map(nanoseconds),
@@ -143,6 +154,7 @@ fn refuse_what_means_nothing(command: &Command, options: &typed::Options) -> Res
         ("--pid", options.pid.is_some()),
         ("--comm", options.comm.is_some()),
         ("--uid", options.uid.is_some()),
+        ("--cgroup", !options.cgroup.is_empty()),
         ("--port", !options.port.is_empty()),
         ("--remote", !options.remote.is_empty()),
         ("--role", options.role.is_some()),
@@ -188,8 +200,28 @@ fn record_filter(options: &typed::Options) -> RecordFilter {
             let kept = kept_by_kernel(comm.as_bytes());
             SafeText::from_kernel_bytes(&kept).as_str().to_owned()
         }),
+        // Decided in the kernel: see `Plan::new`.
+        cgroups: None,
         own: options.own,
     }
+}
+
+/// Where they are on this host; a recording is of another one.
+fn cgroups(command: &Command, typed: &[String]) -> Result<Vec<Cgroup>, String> {
+    if typed.len() > MAX_ENTRIES {
+        return Err(format!(
+            "--cgroup can be given {MAX_ENTRIES} times, and is {}: the kernel side has room for no more. A cgroup stands \
+             for those below it too, so name one that holds several",
+            typed.len()
+        ));
+    }
+    if matches!(command, Command::Replay(_)) {
+        return Ok(Vec::new());
+    }
+    typed
+        .iter()
+        .map(|text| Cgroup::find(text).map_err(|problem| format!("--cgroup {text}: {problem}")))
+        .collect()
 }
 
 fn kernel_filter(filter: &RecordFilter, comm: Option<&[u8]>) -> Filter {

@@ -70,6 +70,10 @@ pub(super) struct Options {
     /// Only this user id.
     #[arg(long, global = true, help_heading = "Filters")]
     pub(super) uid: Option<u32>,
+    /// Only this cgroup (v2) and those below it: a folder such as /sys/fs/cgroup/system.slice, a path as
+    /// /proc/PID/cgroup prints it, or a cgroup's id. May be repeated.
+    #[arg(long, global = true, value_name = "PATH|ID", help_heading = "Filters")]
+    pub(super) cgroup: Vec<String>,
     /// Only these ports, at either end. May be repeated, or a list with commas.
     #[arg(short = 'P', long, global = true, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..), help_heading = "Filters")]
     pub(super) port: Vec<u16>,

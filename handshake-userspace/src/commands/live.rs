@@ -19,13 +19,13 @@ use handshake_common::event::{ABI_VERSION, Attach};
 use super::output;
 use crate::{
     cli::plan::Plan,
-    kernel::{self, CanaryResult, HookStatus},
+    kernel::{self, CanaryResult, Cgroup, HookStatus},
     model::drop_reasons::DropReasons,
     pipeline::{self, Feed, WhenFull, filter::Gate, notice, shutdown},
     source::{
         live::LiveSource,
         recording::{
-            format::{RecordingHeader, boot_number},
+            format::{RecordedCgroup, RecordingHeader, boot_number},
             writer::Recorder,
         },
     },
@@ -47,6 +47,7 @@ pub fn run(plan: Plan, recording: Option<&Path>) -> anyhow::Result<ExitCode> {
             hooks: hook_texts(hooks),
             drop_reasons: reason_texts(&trace.drop_reasons),
             canary: Some(trace.canary.kind()),
+            cgroups: recorded(&plan.trace.cgroups),
             ..header()
         };
         let recorder = file
@@ -125,11 +126,21 @@ fn header() -> RecordingHeader {
         hooks: Vec::new(),
         drop_reasons: Vec::new(),
         canary: None,
+        cgroups: Vec::new(),
     }
 }
 
 fn reason_texts(reasons: &DropReasons) -> Vec<(u32, String)> {
     reasons.names().iter().map(|(number, name)| (*number, name.to_string())).collect()
+}
+
+fn recorded(cgroups: &[Cgroup]) -> Vec<RecordedCgroup> {
+    let recorded = |cgroup: &Cgroup| RecordedCgroup {
+        id: cgroup.id,
+        path: cgroup.path.to_string_lossy().into_owned(),
+        typed: cgroup.typed.clone(),
+    };
+    cgroups.iter().map(recorded).collect()
 }
 
 fn hook_texts(hooks: &[HookStatus]) -> Vec<(String, String)> {

@@ -5,14 +5,22 @@
 
 use std::{fs::File, path::Path, process::ExitCode, sync::Arc};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::output;
 use crate::{
     cli::plan::{Plan, nanoseconds},
     model::{drop_reasons::DropReasons, process::SafeText},
-    pipeline::{self, Feed, WhenFull, filter::Gate, notice, shutdown},
-    source::recording::{RecordingSource, reader::Ending},
+    pipeline::{
+        self, Feed, WhenFull,
+        filter::{Gate, RecordFilter},
+        notice, shutdown,
+    },
+    source::recording::{
+        RecordingSource,
+        format::{RecordedCgroup, RecordingHeader},
+        reader::Ending,
+    },
 };
 
 /// Shows what was recorded.
@@ -26,6 +34,7 @@ pub fn run(plan: Plan, path: &Path) -> anyhow::Result<ExitCode> {
         // A recording is any file: what it calls a reason is shown, so it is made safe to show.
         (*number, Arc::from(SafeText::from_kernel_bytes(name.as_bytes()).as_str()))
     }));
+    let filter = RecordFilter { cgroups: cgroups(&plan.cgroups, source.header())?, ..plan.filter.clone() };
     let oddities = source.ending();
     let ending = super::runtime()?.block_on(async {
         let (stop, reopen) =
@@ -33,7 +42,7 @@ pub fn run(plan: Plan, path: &Path) -> anyhow::Result<ExitCode> {
         let flow = pipeline::Plan {
             boot,
             drop_reasons,
-            gate: Gate::new(plan.filter.clone(), plan.tail),
+            gate: Gate::new(filter, plan.tail),
             count: plan.count,
             stream_limit_ns: plan.duration.map(nanoseconds),
             when_full: WhenFull::Wait,
@@ -52,6 +61,34 @@ pub fn run(plan: Plan, path: &Path) -> anyhow::Result<ExitCode> {
         tell(oddities);
     }
     output::finish(&plan.output, ending).with_context(|| path.display().to_string())
+}
+
+/// The bits of the cgroups that are asked for. A recording knows only those that it was made with: which cgroup lies in
+/// which is nowhere in it.
+fn cgroups(asked: &[String], header: &RecordingHeader) -> anyhow::Result<Option<u32>> {
+    if asked.is_empty() {
+        return Ok(None);
+    }
+    let mut bits = 0;
+    for text in asked {
+        let is_asked = |cgroup: &RecordedCgroup| {
+            *text == cgroup.typed
+                || text.parse() == Ok(cgroup.id)
+                || text.strip_prefix("0::").unwrap_or(text) == cgroup.path
+        };
+        let Some(bit) = header.cgroups.iter().position(is_asked) else {
+            let known: Vec<String> =
+                header.cgroups.iter().map(|known| format!("{} ({})", known.path, known.id)).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            bail!(
+                "--cgroup {text}: a recording knows only the cgroups that `record --cgroup` was given, and this one knows \
+                 {}; `process.cgroup_id` of its records (--json) is the innermost one",
+                SafeText::from_kernel_bytes(known.as_bytes())
+            );
+        };
+        bits |= 1 << bit;
+    }
+    Ok(Some(bits))
 }
 
 fn tell(oddities: &Ending) {

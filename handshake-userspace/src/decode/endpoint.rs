@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use handshake_common::{
     endpoint::{AF_INET, Endpoints, V4_MAPPED},
-    owner::Owner,
+    owner::{self, Owner},
     tcp::{Negotiated, known, option_bits},
 };
 
@@ -50,6 +50,7 @@ pub(super) fn process(raw: &Owner) -> Option<Process> {
         // 1 is the root of the hierarchy, a real place on a v2 host. On a v1 host everything is there; only
         // enrichment, which looks at /proc, can tell.
         cgroup_id: (raw.cgroup_id != 0).then_some(raw.cgroup_id),
+        in_cgroups: owner::known::cgroups(raw.known),
     })
 }
 

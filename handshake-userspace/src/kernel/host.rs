@@ -70,6 +70,11 @@ pub fn kernel_memory_is_locked() -> bool {
 
 /// The root of the cgroup v2 hierarchy, open, or why it can't be had.
 pub fn cgroup_root() -> Result<File, String> {
+    cgroup_mount().map(|(_, root)| root)
+}
+
+/// Where the host's whole cgroup v2 hierarchy is mounted, and its root, open.
+pub(super) fn cgroup_mount() -> Result<(PathBuf, File), String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")
         .map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
     let path = cgroup2_mount(&mounts).ok_or("no cgroup v2 hierarchy is mounted")?;
@@ -82,7 +87,7 @@ pub fn cgroup_root() -> Result<File, String> {
             path.display()
         ));
     }
-    Ok(root)
+    Ok((path, root))
 }
 
 /// The mount point of the whole cgroup v2 hierarchy, from mountinfo(5).

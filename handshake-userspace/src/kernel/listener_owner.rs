@@ -14,19 +14,22 @@ use std::{
 use bytes::Bytes;
 use handshake_common::{
     event::{EventHeader, EventKind, listener::Listener, snapshot::SocketSeen},
-    owner::{COMM_BYTES, Owner},
+    owner::{COMM_BYTES, Owner, known},
     tcp::TcpState,
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use super::host::other_pid_namespace;
+use super::{
+    cgroup::{self, Cgroup},
+    host::other_pid_namespace,
+};
 
-/// An event for each listener in `seen` whose owner is found.
-pub(super) fn of(seen: &[Bytes]) -> Vec<Bytes> {
+/// An event for each listener in `seen` whose owner is found; which of these cgroups the owner is in goes with it.
+pub(super) fn of(seen: &[Bytes], cgroups: &[Cgroup]) -> Vec<Bytes> {
     let listeners: HashMap<u64, (EventHeader, SocketSeen)> =
         seen.iter().filter_map(|bytes| listener_in(bytes)).map(|found| (found.1.inode, found)).collect();
     let own = std::process::id();
-    owners(&listeners)
+    owners(&listeners, cgroups)
         .into_iter()
         .filter_map(|(inode, owner)| {
             let (header, seen) = listeners.get(&inode)?;
@@ -53,7 +56,7 @@ fn listener_in(bytes: &[u8]) -> Option<(EventHeader, SocketSeen)> {
 }
 
 /// The first owner of each inode; stops when all are found.
-fn owners(listeners: &HashMap<u64, (EventHeader, SocketSeen)>) -> HashMap<u64, Owner> {
+fn owners(listeners: &HashMap<u64, (EventHeader, SocketSeen)>, cgroups: &[Cgroup]) -> HashMap<u64, Owner> {
     let mut found = HashMap::new();
     // In another pid namespace than the first /proc has other numbers, and shows its own processes only.
     if listeners.is_empty() || other_pid_namespace().is_some() {
@@ -71,8 +74,11 @@ fn owners(listeners: &HashMap<u64, (EventHeader, SocketSeen)>) -> HashMap<u64, O
             let Some(inode) = fs::read_link(file.path()).ok().and_then(|target| socket_inode(&target)) else {
                 continue;
             };
-            if listeners.contains_key(&inode) && !found.contains_key(&inode) {
-                found.insert(inode, owner(pid, &folder));
+            if listeners.contains_key(&inode)
+                && !found.contains_key(&inode)
+                && let Some(in_cgroups) = cgroup::of_process(&folder, cgroups)
+            {
+                found.insert(inode, owner(pid, &folder, in_cgroups));
             }
         }
         if found.len() == listeners.len() {
@@ -87,7 +93,7 @@ fn socket_inode(target: &Path) -> Option<u64> {
     target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-fn owner(pid: u32, folder: &Path) -> Owner {
+fn owner(pid: u32, folder: &Path, in_cgroups: u32) -> Owner {
     let mut comm = [0; COMM_BYTES];
     let name = fs::read(folder.join("comm")).unwrap_or_default();
     // The kernel keeps 15 bytes; /proc ends them with a line break.
@@ -98,7 +104,8 @@ fn owner(pid: u32, folder: &Path) -> Owner {
     }
     let uid = fs::metadata(folder).map(|metadata| metadata.uid()).unwrap_or_default();
     // Which cgroup it is in, /proc tells as a path and not as an id.
-    Owner { cgroup_id: 0, pid, tid: pid, uid, known: 1, comm }
+    let known = known::FILLED | known::in_cgroups(in_cgroups);
+    Owner { cgroup_id: 0, pid, tid: pid, uid, known, comm }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use super::{
     attach_problem::{AttachProblem, chain, is_forbidden, kind, name, unless_loaded},
     btf::{Btf as KernelBtf, BtfError},
     canary::Canary,
+    cgroup::Followed,
     counters::KernelCounters,
     globals::{Globals, ring_bytes},
     hook_table::{HOOKS, Hook, LACKS_UNDER_LOCKDOWN, Place, Program, STATE_CHANGED, Way},
@@ -73,6 +74,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         ring_bytes,
     };
     let mut ebpf = globals.load(object.as_bytes(), &btf, cpus)?;
+    let cgroups = Followed::start(&options.cgroups, &mut ebpf)?;
     let mut counters = KernelCounters::map(&ebpf, cpus)?;
     let mut attacher = Attacher::new(&btf, options.attach, locked);
     let mut hooks = Vec::with_capacity(HOOKS.len());
@@ -87,7 +89,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         hooks.push(status);
     }
     attacher.require_the_mode(&hooks)?;
-    let (seen, snapshot_status) = snapshot::take(&mut ebpf, &btf);
+    let (seen, snapshot_status) = snapshot::take(&mut ebpf, &btf, &options.cgroups);
     hooks.push(snapshot_status);
     counters.watch_programs(&ebpf);
     let mut ring = ebpf
@@ -105,7 +107,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let mib = MibReader::new(&options.filter, &hooks);
     let mib_at_start = Some(mib.read());
     let messages = log_messages::MessagePump::start(&mut ebpf);
-    let attached = Attached { sweeper, _messages: messages, _programs: ebpf };
+    let attached = Attached { sweeper, cgroups, _messages: messages, _programs: ebpf };
     let source = RingBufferSource::new(ring, seen.into_iter().chain(sung.others).collect())
         .map_err(|error| StartError::Failed(format!("the ring buffer cannot be polled: {error}")))?;
     Ok(LiveTrace {

@@ -6,6 +6,7 @@
 mod attach_problem;
 pub mod btf;
 mod canary;
+pub mod cgroup;
 mod counters;
 pub mod doctor;
 mod drop_reasons;
@@ -27,11 +28,11 @@ use std::path::PathBuf;
 use aya::Ebpf;
 use handshake_common::{event::Attach, filter::Filter};
 
-pub(crate) use self::sweep::Sweeper;
 pub use self::{
-    attach_problem::name, canary::CanaryResult, counters::KernelCounters, host::pid_namespace_warning,
-    loader::start, mib::MibReader, object::BUILT_WITH,
+    attach_problem::name, canary::CanaryResult, cgroup::Cgroup, counters::KernelCounters,
+    host::pid_namespace_warning, loader::start, mib::MibReader, object::BUILT_WITH,
 };
+pub(crate) use self::{cgroup::Followed, sweep::Sweeper};
 use crate::{
     model::{drop_reasons::DropReasons, mib::MibReading},
     source::ring_buffer::RingBufferSource,
@@ -58,6 +59,8 @@ pub struct TraceOptions {
     pub attach: AttachChoice,
     /// What the kernel side leaves out.
     pub filter: Filter,
+    /// The cgroups that it asks for.
+    pub cgroups: Vec<Cgroup>,
     /// Size of the ring buffer; by default from the number of CPUs.
     pub ring_bytes: Option<u32>,
     /// BTF of the running kernel, where it does not give its own.
@@ -99,6 +102,8 @@ pub struct LiveTrace {
 /// What keeps the hooks attached: they go when it is dropped.
 pub(crate) struct Attached {
     pub(crate) sweeper: Sweeper,
+    /// The cgroups of the filter, if it has any.
+    pub(crate) cgroups: Option<Followed>,
     /// Carries the kernel side's messages while it lives.
     _messages: Option<log_messages::MessagePump>,
     /// Programs and links live as long as this does.

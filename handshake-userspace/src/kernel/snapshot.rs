@@ -20,13 +20,13 @@ use bytes::Bytes;
 use handshake_common::event::{Attach, EventKind};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{HookStatus, listener_owner};
+use super::{Cgroup, HookStatus, listener_owner};
 use crate::source::SourceItem;
 
 const WITHOUT_IT: &str = "of handshakes that began before the start, those that fail are not shown and the others not flagged `seen_late`; earlier listeners are not joined to their owners";
 
 /// Reads every namespace; what could not be read is said in the status.
-pub fn take(ebpf: &mut Ebpf, btf: &Btf) -> (Vec<SourceItem>, HookStatus) {
+pub fn take(ebpf: &mut Ebpf, btf: &Btf, cgroups: &[Cgroup]) -> (Vec<SourceItem>, HookStatus) {
     let mut status = HookStatus {
         hook: "sockets_before_us",
         attached: None,
@@ -66,7 +66,7 @@ pub fn take(ebpf: &mut Ebpf, btf: &Btf) -> (Vec<SourceItem>, HookStatus) {
     {
         status.tried.push(format!("the kernel side cannot be told of it: {problem}"));
     }
-    let owners = listener_owner::of(&items);
+    let owners = listener_owner::of(&items, cgroups);
     (items.into_iter().chain(owners).map(SourceItem::Event).collect(), status)
 }
 

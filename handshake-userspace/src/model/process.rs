@@ -18,6 +18,8 @@ pub struct Process {
     pub comm: SafeText,
     /// Id of its cgroup (v2); absent where the host has none.
     pub cgroup_id: Option<u64>,
+    /// Which of the cgroups that `--cgroup` named it was in, or in one below, a bit each; not for records.
+    pub in_cgroups: u32,
 }
 
 impl Process {

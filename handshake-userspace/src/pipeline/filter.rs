@@ -36,6 +36,8 @@ pub struct RecordFilter {
     pub uid: Option<u32>,
     /// The thread is called so, in the form of [`crate::model::process::SafeText`].
     pub comm: Option<String>,
+    /// The thread is in one of these cgroups, or in one below: bits of [`Process::in_cgroups`].
+    pub cgroups: Option<u32>,
     /// Our own sockets too.
     pub own: bool,
 }
@@ -174,6 +176,7 @@ impl RecordFilter {
             self.pid.map(|pid| Some(facts.process?.pid == pid)),
             self.uid.map(|uid| Some(facts.process?.uid == uid)),
             self.comm.as_ref().map(|comm| Some(facts.process?.comm.as_str() == comm)),
+            self.cgroups.map(|wanted| Some(facts.process?.in_cgroups & wanted != 0)),
         ];
         let asked = answers.into_iter().flatten();
         // A known "no" outweighs what is unknown: the record would be left out in any case.

@@ -69,6 +69,11 @@ impl LiveSource {
 impl EventSource for LiveSource {
     async fn next_batch(&mut self, batch: &mut Vec<SourceItem>) -> Result<bool, SourceError> {
         self.sweep_if_due(batch);
+        if let Hooks::Attached(trace) = &mut self.hooks
+            && let Some(cgroups) = &mut trace.attached.cgroups
+        {
+            cgroups.look_if_due();
+        }
         match self.ring() {
             Some(ring) => ring.next_batch(batch).await,
             None => Ok(false),

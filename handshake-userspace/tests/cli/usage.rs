@@ -26,6 +26,8 @@ fn a_bad_value_is_named_and_ends_with_code_2() {
         (vec!["--role", "observer"], "observer"),
         (vec!["--pid", "-3"], "-3"),
         (vec!["--count", "many"], "many"),
+        (vec!["--cgroup", "/no/such/cgroup"], "/no/such/cgroup"),
+        (vec!["--cgroup", "18446744073709551615"], "18446744073709551615"),
         (vec!["--netns", "no-such-namespace"], "no-such-namespace"),
         (vec!["--no-such-option"], "--no-such-option"),
         (vec!["tracee"], "tracee"),

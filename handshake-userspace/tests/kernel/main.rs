@@ -23,6 +23,7 @@ mod earlier_connection;
 mod environment;
 mod fails_at_once;
 mod fast_open;
+mod filter_by_cgroup;
 mod filters;
 mod firewall;
 mod forbidden;

@@ -7,7 +7,10 @@
 use bytes::Bytes;
 use handshake::{
     model::observation::ClockAnchor,
-    source::{CounterReading, SourceItem, recording::format::RecordingHeader},
+    source::{
+        CounterReading, SourceItem,
+        recording::format::{RecordedCgroup, RecordingHeader},
+    },
 };
 use handshake_common::{
     counter::{Counter, SLOTS},
@@ -19,7 +22,7 @@ use handshake_common::{
         passive_open::{self, PassiveOpen},
         retransmit::SynRetransmitted,
     },
-    owner::Owner,
+    owner::{self, Owner},
     tcp::{Negotiated, TcpState, known, option_bits},
 };
 use zerocopy::{Immutable, IntoBytes};
@@ -41,6 +44,13 @@ pub fn header() -> RecordingHeader {
         abi_version: ABI_VERSION,
         hooks: vec![("syn_sent".to_owned(), "fentry tcp_connect".to_owned())],
         drop_reasons: vec![(7, "NETFILTER_DROP".to_owned())],
+        cgroups: [(70, "/user.slice"), (77, "/system.slice/web.service")]
+            .map(|(id, path)| RecordedCgroup {
+                id,
+                path: path.to_owned(),
+                typed: format!("/sys/fs/cgroup{path}"),
+            })
+            .into(),
     }
 }
 
@@ -346,7 +356,9 @@ fn negotiated(local_isn: u32, remote_isn: u32) -> Negotiated {
 }
 
 fn owner(pid: u32, comm: &str) -> Owner {
-    let mut owner = Owner { cgroup_id: 77, pid, tid: pid, uid: 1000, known: 1, comm: [0; 16] };
+    // The server's process is in the second cgroup of the header, and nobody else is in any.
+    let known = owner::known::FILLED | owner::known::in_cgroups(if pid == 99 { 0b10 } else { 0 });
+    let mut owner = Owner { cgroup_id: 77, pid, tid: pid, uid: 1000, known, comm: [0; 16] };
     owner.comm[..comm.len()].copy_from_slice(comm.as_bytes());
     owner
 }

@@ -134,6 +134,32 @@ fn filters_act_on_a_recording_too() {
 }
 
 #[test]
+fn a_recording_is_filtered_by_the_cgroups_that_it_was_made_with() {
+    let (_folder, recording) = hand_made();
+    let all = stdout(&recording, &["--json"]);
+    let by_process = stdout(&recording, &["--json", "--pid", "99"]);
+    assert_ne!(by_process, all);
+    let names = [
+        "/system.slice/web.service",
+        "0::/system.slice/web.service",
+        "/sys/fs/cgroup/system.slice/web.service",
+        "77",
+    ];
+    for cgroup in names {
+        assert_eq!(stdout(&recording, &["--json", "--cgroup", cgroup]), by_process, "{cgroup}");
+        let both = stdout(&recording, &["--json", "--cgroup", "/user.slice", "--cgroup", cgroup]);
+        assert_eq!(both, by_process, "{cgroup}");
+    }
+    let nobody = stdout(&recording, &["--json", "--cgroup", "/user.slice"]);
+    assert!(!nobody.contains("\"kind\":\"handshake\""), "{nobody}");
+    // One that lies above may hold what the recording does not know of.
+    let refused = replay(&recording, &["--cgroup", "/system.slice"]);
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("/system.slice/web.service (77)"), "{stderr}");
+}
+
+#[test]
 fn a_limit_on_records_leaves_the_account_whole() {
     let (_folder, recording) = hand_made();
     let all = stdout(&recording, &["--json"]);

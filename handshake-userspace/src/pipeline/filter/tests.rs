@@ -12,7 +12,14 @@ use crate::model::{
 };
 
 fn process(pid: u32) -> Process {
-    Process { pid, tid: pid, uid: 1000, comm: SafeText::from_kernel_bytes(b"curl"), cgroup_id: None }
+    Process {
+        pid,
+        tid: pid,
+        uid: 1000,
+        comm: SafeText::from_kernel_bytes(b"curl"),
+        cgroup_id: None,
+        in_cgroups: 0b010,
+    }
 }
 
 fn handshake(role: Role, process: Option<Process>) -> Handshake {
@@ -79,6 +86,7 @@ fn each_filter_says_yes_and_no() {
         RecordFilter { netns: vec![6, 7], ..RecordFilter::default() },
         RecordFilter { side: Some(Side::Client), ..RecordFilter::default() },
         RecordFilter { family: Some(Family::V4), ..RecordFilter::default() },
+        RecordFilter { cgroups: Some(0b110), ..RecordFilter::default() },
         RecordFilter { pid: Some(5), uid: Some(1000), comm: Some("curl".into()), ..RecordFilter::default() },
     ];
     let no = [
@@ -89,6 +97,7 @@ fn each_filter_says_yes_and_no() {
         RecordFilter { family: Some(Family::V6), ..RecordFilter::default() },
         RecordFilter { pid: Some(6), ..RecordFilter::default() },
         RecordFilter { uid: Some(0), ..RecordFilter::default() },
+        RecordFilter { cgroups: Some(0b001), ..RecordFilter::default() },
         RecordFilter { comm: Some("cur".into()), ..RecordFilter::default() },
     ];
     let record = handshake(Role::Client, Some(process(5)));

@@ -44,7 +44,7 @@ const TIME: u64 = 1_795_233_906_123_456_789;
 
 fn process(pid: u32, comm: &str, uid: u32, cgroup_id: u64) -> Process {
     let comm = SafeText::from_kernel_bytes(comm.as_bytes());
-    Process { pid, tid: pid, uid, comm, cgroup_id: Some(cgroup_id) }
+    Process { pid, tid: pid, uid, comm, cgroup_id: Some(cgroup_id), in_cgroups: 0 }
 }
 
 pub(in crate::sinks) fn client() -> Handshake {

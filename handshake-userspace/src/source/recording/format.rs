@@ -9,7 +9,7 @@
 //! magic "hsrec\x1a\r\n"   version u32   frame*
 //! frame: kind u16   reserved u16 (0)   length u32   payload
 //! 1 header    lines name=value: kernel, architecture, byte_order, boot_id, abi_version, canary, hook.NAME,
-//!             drop_reason.NUMBER
+//!             drop_reason.NUMBER, cgroup.BIT (its id and path), cgroup_typed.BIT
 //! 2 event     one ring buffer record
 //! 3 tick      CLOCK_MONOTONIC u64
 //! 4 anchor    monotonic u64, boottime u64, realtime u64
@@ -23,6 +23,7 @@
 //! ```
 
 use bytes::{BufMut, BytesMut};
+use handshake_common::filter::MAX_ENTRIES;
 
 use super::mib;
 use crate::{
@@ -77,6 +78,19 @@ pub struct RecordingHeader {
     pub drop_reasons: Vec<(u32, String)>,
     /// What came of the canary.
     pub canary: Option<Canary>,
+    /// The cgroups that `--cgroup` named: what the bits of an owner stand for.
+    pub cgroups: Vec<RecordedCgroup>,
+}
+
+/// A cgroup that `record --cgroup` was given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecordedCgroup {
+    /// Its id then.
+    pub id: u64,
+    /// Its path below the root of the hierarchy.
+    pub path: String,
+    /// What the user had typed, which may be something else again.
+    pub typed: String,
 }
 
 impl RecordingHeader {
@@ -109,6 +123,10 @@ impl RecordingHeader {
         for (number, name) in &self.drop_reasons {
             line(&format!("drop_reason.{number}"), name);
         }
+        for (bit, cgroup) in self.cgroups.iter().enumerate() {
+            line(&format!("cgroup.{bit}"), &format!("{} {}", cgroup.id, cgroup.path));
+            line(&format!("cgroup_typed.{bit}"), &cgroup.typed);
+        }
         text
     }
 
@@ -135,12 +153,28 @@ impl RecordingHeader {
                         let number =
                             number.parse().map_err(|_| "a drop_reason that has no number".to_owned())?;
                         header.drop_reasons.push((number, value.to_owned()));
+                    } else if let Some(bit) = name.strip_prefix("cgroup.") {
+                        // In the order of their bits, as they were written.
+                        let next = header.cgroups.len();
+                        let cgroup =
+                            recorded_cgroup(value).filter(|_| bit.parse() == Ok(next) && next < MAX_ENTRIES);
+                        header.cgroups.push(cgroup.ok_or("a cgroup without its bit, id and path")?);
+                    } else if let Some(bit) = name.strip_prefix("cgroup_typed.") {
+                        let bit: usize = bit.parse().map_err(|_| "a cgroup_typed that has no number")?;
+                        let cgroup =
+                            header.cgroups.get_mut(bit).ok_or("a cgroup_typed without its cgroup")?;
+                        cgroup.typed = value.to_owned();
                     }
                 }
             }
         }
         Ok(header)
     }
+}
+
+fn recorded_cgroup(value: &str) -> Option<RecordedCgroup> {
+    let (id, path) = value.split_once(' ')?;
+    Some(RecordedCgroup { id: id.parse().ok()?, path: path.to_owned(), typed: String::new() })
 }
 
 /// The first 32 bits of a boot id, 0 when it has no hexadecimal digits to give.

@@ -206,7 +206,7 @@ mod tests {
     use super::*;
     use crate::{
         model::mib::{MIB_COUNTERS, MibReading, NamespaceMib, NotCompared},
-        source::recording::format::{put_frame, put_item, put_preamble},
+        source::recording::format::{RecordedCgroup, put_frame, put_item, put_preamble},
     };
 
     fn header() -> RecordingHeader {
@@ -218,6 +218,10 @@ mod tests {
             hooks: vec![("syn_sent".to_owned(), "fentry tcp_connect".to_owned())],
             drop_reasons: vec![(5, "NETFILTER_DROP".to_owned())],
             canary: Some(crate::model::health::Canary::CouldNotRun),
+            cgroups: vec![
+                RecordedCgroup { id: 77, path: "/a b/c".to_owned(), typed: "a b/c/".to_owned() },
+                RecordedCgroup { id: 1, path: "/".to_owned(), typed: "1".to_owned() },
+            ],
         }
     }
 

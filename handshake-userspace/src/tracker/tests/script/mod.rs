@@ -32,7 +32,7 @@ pub(crate) fn config() -> TrackerConfig {
 
 pub(crate) fn process(pid: u32) -> Process {
     let comm = SafeText::from_kernel_bytes(b"test\0");
-    Process { pid, tid: pid, uid: 1000, comm, cgroup_id: None }
+    Process { pid, tid: pid, uid: 1000, comm, cgroup_id: None, in_cgroups: 0 }
 }
 
 pub(crate) fn ends(port: u16) -> Ends {
