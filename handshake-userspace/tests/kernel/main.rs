@@ -7,6 +7,7 @@
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod accept_calls;
 mod accept_queue;
 mod active_open;
 mod adding_up;
