@@ -17,6 +17,7 @@ mod btf_file;
 mod canary;
 mod connect_flood;
 mod crossing;
+mod descheduled;
 mod drop_at_listener;
 mod drops;
 mod earlier_connection;
