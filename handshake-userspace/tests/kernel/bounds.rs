@@ -14,9 +14,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{
     environment::{attach, has_probes, in_vm, is_fit_for_long, patience},
     netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
+    plain::{expect_client, server_of},
     syn_flood::{Flood, let_in},
     tally::{Tally, Total},
     traffic::be_refused,
+    whole::{AT_ONCE, expect_one_handshake},
 };
 
 /// No flood makes the daemon have more of its memory resident than this (docs/TESTING.md, Bounds).
@@ -121,7 +123,6 @@ pub fn an_ordinary_connection_is_told_right(
     listener: &TcpListener,
     to: SocketAddr,
 ) {
-    let pid = u64::from(std::process::id());
     let stream = pair.client.on_thread("hs-client", || TcpStream::connect(to).expect("it listens"));
     let accepted = pair.server.on_thread("hs-server", || listener.accept().expect("a child is queued").0);
     let port = u64::from(stream.local_addr().expect("it is bound").port());
@@ -131,29 +132,15 @@ pub fn an_ordinary_connection_is_told_right(
     let server = tally.wait_for("the server's end", |record| {
         record.is("server", to.port()) && record.number("remote.port") == Some(port)
     });
-    for (record, netns) in [(&client, &pair.client), (&server, &pair.server)] {
-        record
-            .expect_text("outcome", "established")
-            .expect_within("latency_ns", 0..=900)
-            .expect_number("process.pid", pid)
-            .expect_number("netns", netns.inode())
-            .expect_number("retransmits.waited_ns", 0);
-        assert_eq!(record.get("flags"), Some(&serde_json::json!([])), "{record}");
-    }
-    assert_eq!(client.text("id"), server.text("id"), "{client}\n{server}");
-    client
-        .expect_present("phases.local_ns")
-        .expect_present("phases.wire_ns")
-        .expect_present("phases.wake_ns");
-    client.expect_number("retransmits.syn", 0);
-    server.expect_present("phases.accept_ns").expect_number("retransmits.syn_ack", 0);
-    if has_probes() {
-        server
-            .expect_present("phases.synack_ns")
-            .expect_present("phases.ack_ns")
-            .expect_number("retransmits.syn_seen", 1)
-            .expect_number("accept_queue.length", 1);
-    }
+    expect_client(&client, &pair.client, (CLIENT_V4, SERVER_V4, to.port()), "hs-client");
+    server_of(&server, "established", &pair.server, (SERVER_V4, CLIENT_V4, to.port()))
+        // The queue is as long as the load needs it.
+        .queued(1..=1, 1..=131_072)
+        .thread("hs-server")
+        .within("phases.accept_ns", AT_ONCE)
+        .flags(&[])
+        .nothing_else();
+    expect_one_handshake(&client, &server);
     drop((stream, accepted));
 }
 

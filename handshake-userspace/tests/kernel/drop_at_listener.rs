@@ -12,11 +12,13 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
     environment::{has_drop_reasons, is_fit, skip},
-    netns::{Netns, Pair, SERVER_V4, SERVER_V6},
+    netns::{CLIENT_V4, Netns, Pair, SERVER_V4, SERVER_V6},
+    plain,
     record::Record,
     tracer::Tracer,
     traffic::connect_without_waiting,
     watch::Watch,
+    whole::Whole,
 };
 
 const NO_REASONS: &str = "the kernel names no drop reasons, or nobody may read whose segment it was";
@@ -74,21 +76,35 @@ fn is_dropped(record: &Record, from: SocketAddr) -> bool {
         && record.number("remote.port") == Some(u64::from(from.port()))
 }
 
+/// The whole record of a SYN that died before a listener of `hs-listen`, but for the queue; its client, which gave up
+/// at once, is told as well.
 #[track_caller]
-fn dropped(watch: &Watch, from: SocketAddr) -> Record {
+fn expect_dropped(watch: &Watch, pair: &Pair, to: SocketAddr, from: SocketAddr, queue: Option<(u64, u64)>) {
     let record = watch.wait_for("the dropped SYN", |record| is_dropped(record, from));
-    judged(&record);
-    record.expect_text("process.comm", "hs-listen");
-    record
+    judged(plain::dropped(&record, "syn_dropped", &pair.server, "drop_reason", 1), to, from, queue);
+    let client = watch.wait_for("its client", |record| {
+        record.is("client", to.port()) && record.number("local.port") == Some(u64::from(from.port()))
+    });
+    plain::expect_cancelled(&client, &pair.client, (&from.ip().to_string(), &to.ip().to_string(), to.port()));
+    assert_eq!(record.get("isn.remote"), client.get("isn.local"), "{record}\n{client}");
 }
 
+/// What the kernel and the listener's queue tell of such a SYN, and nothing more.
 #[track_caller]
-fn judged(record: &Record) {
-    record
-        .expect_text("dropped.reason", "SOCKET_FILTER")
-        .expect_text("evidence.kind", "drop_reason")
-        .expect_number("dropped.segments", 1)
-        .expect_number("process.pid", u64::from(std::process::id()));
+fn judged(whole: Whole<'_>, to: SocketAddr, from: SocketAddr, queue: Option<(u64, u64)>) {
+    let whole = whole
+        // Every mode has this hook.
+        .seen_by(&["tracepoint"])
+        .text("dropped.reason", "SOCKET_FILTER")
+        .ends(&to.ip().to_string(), &from.ip().to_string(), to.port())
+        .number("remote.port", u64::from(from.port()));
+    match queue {
+        Some((length, limit)) => {
+            whole.number("accept_queue.length", length).number("accept_queue.limit", limit)
+        }
+        None => whole,
+    }
+    .nothing_else();
 }
 
 #[test]
@@ -109,8 +125,9 @@ fn a_syn_that_dies_before_its_listener_is_told_with_that_listeners_queue_and_own
     watch.wait_for("the one that waits in the queue", |record| record.is("server", port));
     let_nothing_in(&listener);
     let from = send_a_syn(&pair, to);
-    dropped(&watch, from).expect_number("accept_queue.length", 1).expect_number("accept_queue.limit", 5);
-    watch.end();
+    expect_dropped(&watch, &pair, to, from, Some((1, 5)));
+    // The one that waits in the queue, and this one.
+    plain::expect_counts(&watch.end(), &[(&pair.client, 2), (&pair.server, 2)]);
     drop((stream, listener));
 }
 
@@ -128,11 +145,27 @@ fn a_listener_that_was_there_before_us_is_joined_to_what_dies_before_it() {
     let (listener, port) = listen_at(&pair.server, "0.0.0.0:0", 6, false);
     let_nothing_in(&listener);
     let tracer = Tracer::start(&["--netns", pair.server.name()]);
-    let from = send_a_syn(&pair, at(SERVER_V4, port));
+    let to = at(SERVER_V4, port);
+    let from = send_a_syn(&pair, to);
     let records = tracer.stop();
     let dropped = records.iter().find(|record| is_dropped(record, from)).expect("its SYN was dropped");
-    judged(dropped);
-    dropped.expect_number("accept_queue.length", 0).expect_number("accept_queue.limit", 6);
+    let main_thread = std::fs::read_to_string("/proc/self/comm").expect("it can be read");
+    let pid = u64::from(std::process::id());
+    let whole = dropped
+        .whole("server", "syn_dropped", &pair.server)
+        .evidence("drop_reason", None)
+        .text("dropped.cause", "drop_reason")
+        .number("dropped.segments", 1)
+        .number("retransmits.syn_seen", 1)
+        // The owner of a listener that was there before us is known as a process, not as a thread.
+        .number("process.pid", pid)
+        .number("process.tid", pid)
+        .text("process.comm", main_thread.trim_end())
+        .number("process.uid", 0)
+        .present("isn.remote")
+        .flags(&[]);
+    judged(whole, to, from, Some((0, 6)));
+    plain::expect_counts(&records, &[(&pair.server, 1)]);
     drop(listener);
 }
 
@@ -154,15 +187,16 @@ fn where_several_listen_at_a_port_no_queue_is_guessed() {
     for listener in [&first, &second, &other_version] {
         let_nothing_in(listener);
     }
-    let from = send_a_syn(&pair, at(SERVER_V4, port));
-    dropped(&watch, from).expect_absent("accept_queue");
+    let (over_ipv4, over_ipv6) = (at(SERVER_V4, port), at(SERVER_V6, port));
+    let from = send_a_syn(&pair, over_ipv4);
+    expect_dropped(&watch, &pair, over_ipv4, from, None);
     // Of IPv6 there is one, which takes nothing else.
-    let from = send_a_syn(&pair, at(SERVER_V6, port));
-    dropped(&watch, from).expect_number("accept_queue.limit", 7);
+    let from = send_a_syn(&pair, over_ipv6);
+    expect_dropped(&watch, &pair, over_ipv6, from, Some((0, 7)));
     drop(first);
-    let from = send_a_syn(&pair, at(SERVER_V4, port));
-    dropped(&watch, from).expect_number("accept_queue.length", 0).expect_number("accept_queue.limit", 4);
-    watch.end();
+    let from = send_a_syn(&pair, over_ipv4);
+    expect_dropped(&watch, &pair, over_ipv4, from, Some((0, 4)));
+    plain::expect_counts(&watch.end(), &[(&pair.client, 3), (&pair.server, 3)]);
     drop((second, other_version));
 }
 
@@ -189,10 +223,17 @@ fn many_drops_at_one_port_hide_none_at_another() {
             drop(connect_without_waiting(at(SERVER_V4, port)));
         }
     });
-    let from = send_a_syn(&pair, at(SERVER_V4, other_port));
-    dropped(&watch, from).expect_number("local.port", u64::from(other_port));
-    let told = watch.end().iter().filter(|record| record.is("server", port)).count();
+    let to = at(SERVER_V4, other_port);
+    let from = send_a_syn(&pair, to);
+    expect_dropped(&watch, &pair, to, from, Some((0, 5)));
+    let records = watch.end();
+    let told: Vec<_> = records.iter().filter(|record| record.is("server", port)).collect();
     // Else nothing was hidden that could have been.
-    assert!(told < MANY, "of {MANY} drops {told} were told");
+    assert!(!told.is_empty() && told.len() < MANY, "of {MANY} drops {} were told", told.len());
+    for record in told {
+        let sender = record.number("remote.port").and_then(|port| u16::try_from(port).ok());
+        let whole = plain::dropped(record, "syn_dropped", &pair.server, "drop_reason", 1);
+        judged(whole, at(SERVER_V4, port), at(CLIENT_V4, sender.unwrap_or(0)), Some((0, 5)));
+    }
     drop((flooded, quiet));
 }

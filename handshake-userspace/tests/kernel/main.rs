@@ -7,6 +7,7 @@
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod accept_calls;
 mod accept_queue;
 mod active_open;
 mod adding_up;
@@ -17,6 +18,7 @@ mod canary;
 mod cgroup;
 mod connect_flood;
 mod crossing;
+mod descheduled;
 mod drop_at_listener;
 mod drops;
 mod earlier_connection;
@@ -31,6 +33,7 @@ mod full_queue;
 mod giving_up;
 mod identity;
 mod joined_ids;
+mod kept_back;
 mod loss;
 mod lost_for_good;
 mod migration;
@@ -39,6 +42,7 @@ mod neighbours;
 mod netns;
 mod never_sent;
 mod noted_errors;
+mod over_ipv6;
 mod passive_open;
 mod peer;
 mod plain;

@@ -8,50 +8,42 @@ use std::{io::Write as _, net::TcpStream};
 use super::{
     environment::{has_probes, is_fit},
     netns::{CLIENT_V4, Pair, SERVER_V4},
-    record::{Record, all_of},
+    plain::expect_cancelled,
+    record::all_of,
     tracer::Tracer,
-    traffic::{accept_in, finish, half_open, listen_in, reset, until, wait_for_no_request},
+    traffic::{
+        IPV4, Version, accept_in, finish, half_open, half_open_over, listen_in, reset, until,
+        wait_for_no_request,
+    },
     watch::Watch,
     whole::{AT_ONCE, ETHERNET_MSS, expect_one_handshake},
 };
 
-/// The whole record of a client that closed its socket in SYN-SENT.
-#[track_caller]
-fn expect_cancelled(client: &Record, pair: &Pair, port: u16) {
-    client
-        .whole("client", "cancelled", &pair.client)
-        .evidence("closed_in_syn_sent", None)
-        .number("evidence.syns", 1)
-        .ends(CLIENT_V4, SERVER_V4, port)
-        .thread("hs-client")
-        .present("isn.local")
-        .within("phases.local_ns", AT_ONCE)
-        .within("failed_after_ns", AT_ONCE)
-        .syns(0)
-        .flags(&["non_blocking"])
-        .nothing_else();
-}
-
 #[test]
 fn unanswered_syn_acks_time_out() {
-    if !is_fit("unanswered_syn_acks_time_out") {
-        return;
+    if is_fit("unanswered_syn_acks_time_out") {
+        time_out_half_open(IPV4);
     }
+}
+
+/// A request whose SYN-ACKs nobody answers.
+pub fn time_out_half_open(version: Version) {
     let pair = Pair::new();
     pair.server.set("ipv4/tcp_synack_retries", "1");
     let watch = Watch::begin();
-    let (listener, to, socket) = half_open(&pair);
+    let (listener, to, socket) = half_open_over(version, &pair);
     // The client must not keep the request alive with further SYNs.
     drop(socket);
     pair.client_reaches_server(false);
-    expect_cancelled(&watch.wait_for_end("client", to.port()), &pair, to.port());
+    let ends = (version.client, version.server, to.port());
+    expect_cancelled(&watch.wait_for_end("client", to.port()), &pair.client, ends);
     if has_probes() {
         watch
             .wait_for_end("server", to.port())
             .whole("server", "timed_out", &pair.server)
             .evidence("syn_ack_timeout", None)
             .number("evidence.syn_acks", 2)
-            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .ends(version.server, version.client, to.port())
             .thread("hs-listen")
             .joined()
             .agreed_half_open(ETHERNET_MSS)
@@ -103,23 +95,28 @@ fn a_request_that_is_half_open_when_we_stop_is_told_as_incomplete() {
 
 #[test]
 fn a_client_that_is_gone_resets_the_half_open_request() {
-    if !is_fit("a_client_that_is_gone_resets_the_half_open_request") {
-        return;
+    if is_fit("a_client_that_is_gone_resets_the_half_open_request") {
+        reset_half_open(IPV4);
     }
+}
+
+/// A request whose client is gone when the SYN-ACK comes.
+pub fn reset_half_open(version: Version) {
     let pair = Pair::new();
     let watch = Watch::begin();
-    let (listener, to, socket) = half_open(&pair);
+    let (listener, to, socket) = half_open_over(version, &pair);
     drop(socket);
     // The next SYN-ACK finds no socket and is answered by a RST.
     pair.server_reaches_client(true);
-    expect_cancelled(&watch.wait_for_end("client", to.port()), &pair, to.port());
+    let ends = (version.client, version.server, to.port());
+    expect_cancelled(&watch.wait_for_end("client", to.port()), &pair.client, ends);
     if has_probes() {
         watch
             .wait_for_end("server", to.port())
             .whole("server", "reset", &pair.server)
             .evidence("reset_received", None)
             .number("evidence.syn_acks", 2)
-            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .ends(version.server, version.client, to.port())
             .thread("hs-listen")
             .joined()
             .agreed_half_open(ETHERNET_MSS)

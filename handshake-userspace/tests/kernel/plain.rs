@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use super::{
     environment::{has_probes, names_no_drop_reasons},
-    netns::{Netns, SERVER_V4},
+    netns::Netns,
     record::{Record, all_of},
     watch::Watch,
     whole::{AT_ONCE, ETHERNET_MSS, LOOPBACK_MSS, LOOPBACK_V6_MSS, Whole, expect_one_handshake},
@@ -99,6 +99,23 @@ pub fn given_up<'a>(client: &'a Record, netns: &Netns, ends: Ends) -> (Whole<'a>
     (whole, again + 1)
 }
 
+/// A client `hs-client` that closed its socket at once, in SYN-SENT, and nothing more.
+#[track_caller]
+pub fn expect_cancelled(client: &Record, netns: &Netns, ends: Ends) {
+    client
+        .whole("client", "cancelled", netns)
+        .evidence("closed_in_syn_sent", None)
+        .number("evidence.syns", 1)
+        .ends(ends.0, ends.1, ends.2)
+        .thread("hs-client")
+        .present("isn.local")
+        .within("phases.local_ns", AT_ONCE)
+        .within("failed_after_ns", AT_ONCE)
+        .syns(0)
+        .flags(&["non_blocking"])
+        .nothing_else();
+}
+
 /// SYNs to a listener of `hs-listen` that this host dropped, but for the two ends, the queue and the kernel's reason.
 #[track_caller]
 pub fn dropped<'a>(
@@ -140,7 +157,10 @@ fn fillers(
     streams: &[TcpStream],
     (taken, by_cookie): (bool, bool),
 ) {
-    let ends = (SERVER_V4, SERVER_V4, to.port());
+    let address = to.ip().to_string();
+    let ends = (address.as_str(), address.as_str(), to.port());
+    // A cookie has room for the index of one of four sizes, of which this is the next smaller one.
+    let mss_of_cookie = if to.is_ipv6() { 8_940 } else { ETHERNET_MSS };
     for stream in streams {
         let port = u64::from(stream.local_addr().expect("it is bound").port());
         let of = |role: &'static str, end: &'static str| {
@@ -153,12 +173,12 @@ fn fillers(
         let (client, server) = (of("client", "local.port"), of("server", "remote.port"));
         expect_client(&client, netns, ends, "hs-filler");
         let whole = if by_cookie {
-            // A cookie has room for the index of one of four sizes, and nothing was kept of the SYN.
+            // Nothing was kept of the SYN.
             server
                 .whole("server", "established", netns)
                 .ends(ends.0, ends.1, ends.2)
                 .joined()
-                .agreed_otherwise(ETHERNET_MSS, LOOPBACK_MSS, "none")
+                .agreed_otherwise(mss_of_cookie, mss_between(ends), "none")
                 .flags(if has_probes() { &["syn_cookie"] } else { &[] })
         } else {
             server_of(&server, "established", netns, ends).flags(&[])

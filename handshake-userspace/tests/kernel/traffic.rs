@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     environment::patience,
-    netns::{Netns, Pair, SERVER_V4},
+    netns::{CLIENT_V4, CLIENT_V6, Netns, Pair, SERVER_V4, SERVER_V6},
 };
 
 /// A socket that has called connect() and not waited.
@@ -127,22 +127,46 @@ pub fn loopback_listener() -> (TcpListener, SocketAddr) {
     (listener, to)
 }
 
+/// The two hosts of a pair by one version of IP.
+#[derive(Clone, Copy)]
+pub struct Version {
+    pub any: &'static str,
+    pub client: &'static str,
+    pub server: &'static str,
+    /// What TCP announces over Ethernet.
+    pub mss: u64,
+}
+
+pub const IPV4: Version = Version { any: "0.0.0.0", client: CLIENT_V4, server: SERVER_V4, mss: 1_460 };
+pub const IPV6: Version = Version { any: "::", client: CLIENT_V6, server: SERVER_V6, mss: 1_440 };
+
 /// A listener of this process in a server's namespace, opened by a thread `hs-listen`, and where clients find it.
 pub fn listen_in(netns: &Netns, backlog: i32) -> (TcpListener, SocketAddr) {
+    listen_over(IPV4, netns, backlog)
+}
+
+/// The same by one version of IP.
+pub fn listen_over(version: Version, netns: &Netns, backlog: i32) -> (TcpListener, SocketAddr) {
     netns.on_thread("hs-listen", || {
-        let socket = tcp_socket();
-        socket.bind(&SocketAddr::from(([0, 0, 0, 0], 0)).into()).expect("a port is free");
+        let any = SocketAddr::new(version.any.parse().expect("an address"), 0);
+        let socket = Socket::new(Domain::for_address(any), Type::STREAM, None).expect("a socket can be made");
+        socket.bind(&any.into()).expect("a port is free");
         socket.listen(backlog).expect("it can listen");
         let listener = TcpListener::from(socket);
         let port = listener.local_addr().expect("it is bound").port();
-        (listener, format!("{SERVER_V4}:{port}").parse().expect("an address"))
+        (listener, SocketAddr::new(version.server.parse().expect("an address"), port))
     })
 }
 
 /// Such a listener, and a client `hs-client` whose SYN arrived while nothing comes back.
 pub fn half_open(pair: &Pair) -> (TcpListener, SocketAddr, Socket) {
+    half_open_over(IPV4, pair)
+}
+
+/// The same by one version of IP.
+pub fn half_open_over(version: Version, pair: &Pair) -> (TcpListener, SocketAddr, Socket) {
     pair.server_reaches_client(false);
-    let (listener, to) = listen_in(&pair.server, 128);
+    let (listener, to) = listen_over(version, &pair.server, 128);
     let socket = pair.client.on_thread("hs-client", || connect_without_waiting(to));
     pair.server.on_thread("hs-wait", || wait_for_request(to.port()));
     (listener, to, socket)
@@ -168,7 +192,10 @@ pub fn wait_for_no_request(port: u16) {
     let end = format!(":{port:04X} ");
     let state = format!(" {SYN_RECEIVED:02X} ");
     until("the requests are gone", || {
-        let text = std::fs::read_to_string("/proc/thread-self/net/tcp").expect("it can be read");
-        !text.lines().any(|line| line.contains(&end) && line.contains(&state))
+        ["tcp", "tcp6"].iter().all(|table| {
+            let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}"));
+            let text = text.expect("it can be read");
+            !text.lines().any(|line| line.contains(&end) && line.contains(&state))
+        })
     });
 }

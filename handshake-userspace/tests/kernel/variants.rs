@@ -1,20 +1,17 @@
-//! Handshakes that options, sysctls and chance lead along other ways through the kernel: cookies,
-//! TCP_DEFER_ACCEPT, a listener that closes, SO_REUSEPORT, repair, RST at once.
+//! Handshakes that options, sysctls and chance lead along other ways through the kernel: a listener that closes,
+//! SO_REUSEPORT, repair, RST at once. Cookies and TCP_DEFER_ACCEPT are in `kept_back`.
 //!
 //! What a reader would get wrong: a variant is as real a handshake as any other. It has exactly one record at
 //! each end, and what can't be known of it is absent.
 
-use std::{
-    io::Write as _,
-    net::{SocketAddr, TcpListener, TcpStream},
-    time::Duration,
-};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use socket2::SockRef;
 
 use super::{
     environment::{has_probes, is_fit},
     netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
+    plain,
     record::{Record, all_of, count},
     traffic::{finish, half_open, loopback_listener, reset, set_option, tcp_socket, until},
     watch::Watch,
@@ -22,20 +19,11 @@ use super::{
 };
 
 const HERE: &str = "127.0.0.1";
-const LARGEST_MSS_OF_A_COOKIE: u64 = 1_460;
 
 /// A client's whole record of an undisturbed connection on loopback, but for its flags.
 #[track_caller]
 fn client_of<'a>(client: &'a Record, netns: &Netns, port: u16, thread: &str) -> Whole<'a> {
-    client
-        .whole("client", "established", netns)
-        .ends(HERE, HERE, port)
-        .thread(thread)
-        .joined()
-        .agreed(LOOPBACK_MSS)
-        .within("latency_ns", AT_ONCE)
-        .answered(AT_ONCE)
-        .called_and_returned()
+    plain::client_of(client, netns, (HERE, HERE, port), thread)
 }
 
 /// What a server's record of a connection on loopback has, whichever way it came about.
@@ -47,78 +35,6 @@ fn server_of<'a>(server: &'a Record, netns: &Netns, port: u16, thread: &str) -> 
         .thread(thread)
         .joined()
         .agreed(LOOPBACK_MSS)
-}
-
-#[test]
-fn a_connection_from_a_syn_cookie_has_a_server_record_without_invented_times() {
-    if !is_fit("a_connection_from_a_syn_cookie_has_a_server_record_without_invented_times") {
-        return;
-    }
-    let netns = Netns::new("k");
-    netns.set("ipv4/tcp_syncookies", "2");
-    let watch = Watch::begin();
-    let port = netns.on_thread("hs-both", || {
-        let (listener, to) = loopback_listener();
-        let _client = TcpStream::connect(to).expect("it listens");
-        drop(listener.accept().expect("a child is queued"));
-        to.port()
-    });
-    let (client, server) = (watch.wait_for_end("client", port), watch.wait_for_end("server", port));
-    client_of(&client, &netns, port, "hs-both").flags(&[]).nothing_else();
-    // Of the SYN nothing was kept: no time from which a latency could be, and no count; and of its MSS only which of
-    // the four sizes that a cookie has room for comes next below (net/ipv4/syncookies.c).
-    server
-        .whole("server", "established", &netns)
-        .ends(HERE, HERE, port)
-        .thread("hs-both")
-        .joined()
-        .agreed_otherwise(LARGEST_MSS_OF_A_COOKIE, LOOPBACK_MSS, "none")
-        .within("phases.accept_ns", AT_ONCE)
-        .queued(1..=1, 128..=4_096)
-        .flags(if has_probes() { &["syn_cookie"] } else { &[] })
-        .nothing_else();
-    expect_one_handshake(&client, &server);
-    let records = all_of(watch.end(), &netns);
-    assert_eq!((count(&records, "client"), count(&records, "server")), (1, 1), "{records:?}");
-}
-
-#[test]
-fn tcp_defer_accept_waits_for_data_and_says_so() {
-    if !is_fit("tcp_defer_accept_waits_for_data_and_says_so") {
-        return;
-    }
-    let netns = Netns::new("d");
-    let watch = Watch::begin();
-    let port = netns.on_thread("hs-both", || {
-        let (listener, to) = loopback_listener();
-        set_option(&listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5);
-        let mut client = TcpStream::connect(to).expect("it listens");
-        // The wait for the application's data is the scenario.
-        std::thread::sleep(Duration::from_millis(150));
-        client.write_all(b"x").expect("it is connected");
-        drop(listener.accept().expect("a child is queued"));
-        to.port()
-    });
-    let (client, server) = (watch.wait_for_end("client", port), watch.wait_for_end("server", port));
-    client_of(&client, &netns, port, "hs-both").flags(&[]).nothing_else();
-    // The bare ACK came at once, and then there was nothing to wait for but the data.
-    server_of(&server, &netns, port, "hs-both")
-        .within("latency_ns", 140..=900)
-        .number("retransmits.syn_ack", 0)
-        .number("retransmits.waited_ns", 0)
-        .also(has_probes(), |whole| {
-            whole
-                .within("phases.synack_ns", 0..=500)
-                .within("phases.ack_ns", 0..=130)
-                .number("retransmits.syn_seen", 1)
-        })
-        .within("phases.accept_ns", AT_ONCE)
-        .queued(1..=1, 128..=4_096)
-        .flags(if has_probes() { &["defer_accept"] } else { &[] })
-        .nothing_else();
-    expect_one_handshake(&client, &server);
-    let records = all_of(watch.end(), &netns);
-    assert_eq!((count(&records, "client"), count(&records, "server")), (1, 1), "{records:?}");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeSet,
     ops::RangeInclusive,
+    os::unix::fs::MetadataExt as _,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -15,6 +16,7 @@ use serde_json::Value;
 
 use super::{
     environment::{attach, has_probes},
+    neighbours::cgroup_root,
     netns::Netns,
     record::Record,
 };
@@ -166,10 +168,15 @@ impl<'a> Whole<'a> {
             .number_in(chosen, 1..=65_535)
     }
 
-    /// A thread of this process.
+    /// A thread of this process, and not its first one.
     #[track_caller]
     pub fn thread(self, name: &str) -> Self {
-        self.process(u64::from(std::process::id()), name)
+        let pid = u64::from(std::process::id());
+        assert_ne!(self.record.number("process.tid"), Some(pid), "process.tid of {}", self.record);
+        if let Some(own) = own_cgroup() {
+            self.record.expect_text("process.cgroup_id", &own.to_string());
+        }
+        self.process(pid, name)
     }
 
     /// A process and the name of its thread.
@@ -302,6 +309,13 @@ impl<'a> Whole<'a> {
         assert!(unasked.is_empty(), "nobody expected {unasked:?}: {}", self.record);
         self.record.expect_to_add_up();
     }
+}
+
+/// The cgroup of this process, by the number that the kernel knows it by.
+fn own_cgroup() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(cgroup_root().join(path).metadata().ok()?.ino())
 }
 
 fn leaves_of(value: &Value, path: &str, leaves: &mut BTreeSet<String>) {
