@@ -155,7 +155,7 @@ pub struct ActiveOpen {
     pub endpoints: Endpoints,
     /// Who connects.
     pub owner: Owner,
-    /// Bits of `handshake_common::event::active_open::flags`, and [`ENDED`].
+    /// Bits of `handshake_common::event::active_open::flags`, and of [`INTERNAL`].
     pub flags: u32,
     /// SYNs sent again.
     pub syn_retransmits: u16,
@@ -167,6 +167,12 @@ pub struct ActiveOpen {
 
 /// [`ActiveOpen::flags`], never in an event: the socket left SYN-SENT, only the call's return is awaited.
 pub const ENDED: u32 = 1 << 31;
+
+/// [`ActiveOpen::flags`]: tcp_v6_connect has noted the call, and may go on in tcp_v4_connect.
+pub const CALLED_OVER_IPV6: u32 = 1 << 30;
+
+/// [`ActiveOpen::flags`], the bits that are never in an event.
+pub const INTERNAL: u32 = ENDED | CALLED_OVER_IPV6;
 
 /// See [`QUEUED`].
 #[repr(C)]

@@ -29,7 +29,7 @@ use crate::{
         sock::Sock,
         task,
     },
-    maps::{ACTIVE_OPENS, ActiveOpen, ENDED, RUNTIME, new_active_open},
+    maps::{ACTIVE_OPENS, ActiveOpen, ENDED, INTERNAL, RUNTIME, new_active_open},
 };
 
 /// Begins an entry of `ACTIVE_OPENS` for the running thread.
@@ -104,7 +104,7 @@ pub fn syn_sent<M: Memory>(sock: Sock<M>, attach: Attach) {
             event.endpoints = (*open).endpoints;
             event.owner = (*open).owner;
             event.called_ns = (*open).called_ns;
-            event.flags = (*open).flags & !ENDED;
+            event.flags = (*open).flags & !INTERNAL;
         }
         sock.isn_at_connect(&mut event.negotiated);
     });
@@ -248,7 +248,7 @@ fn report_end<M: Memory>(
             event.answered_ns = (*open).answered_ns;
             event.last_retransmit_ns = (*open).last_retransmit_ns;
             event.syn_retransmits = (*open).syn_retransmits;
-            bits = (*open).flags & !ENDED;
+            bits = (*open).flags & !INTERNAL;
         }
     }
     if open.is_none() || new_state != TcpState::Closed as u8 {

@@ -134,8 +134,8 @@ pub const HOOKS: &[Hook] = &[
                 optional("hs_connect6_fe", Place::Fentry("tcp_v6_connect")),
             ]),
             kprobe(&[
-                program("hs_connect_kp", Place::Kprobe("tcp_v4_connect")),
-                optional("hs_connect_kp", Place::Kprobe("tcp_v6_connect")),
+                program("hs_connect4_kp", Place::Kprobe("tcp_v4_connect")),
+                optional("hs_connect6_kp", Place::Kprobe("tcp_v6_connect")),
             ]),
             tracepoint(&[STATE], ""),
         ],
@@ -145,7 +145,10 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "connect_returned",
         ways: &[
-            fentry(&[program("hs_returned_fx", Place::Fexit("inet_stream_connect"))]),
+            fentry(&[
+                program("hs_returned_fx", Place::Fexit("inet_stream_connect")),
+                optional("hs_sendmsg_fx", Place::Fexit("__inet_stream_connect")),
+            ]),
             Way {
                 attach: Attach::Tracepoint,
                 // kprobe mode has no better: a return probe loses calls silently while they sleep.
@@ -154,7 +157,7 @@ pub const HOOKS: &[Hook] = &[
                     program("hs_connect_enter", Place::SystemCall("sys_enter_connect")),
                     program("hs_connect_exit", Place::SystemCall("sys_exit_connect")),
                 ],
-                lacks: "io_uring, 32-bit and kernel callers",
+                lacks: "io_uring, 32-bit and kernel callers, and a sendmsg() with MSG_FASTOPEN that fails before a SYN leaves",
             },
         ],
         without_it: "connect() calls that fail before a SYN leaves are not shown, nor `phases.wake_ns`",
