@@ -238,7 +238,7 @@ pub struct InSoftirq {
     pub listener: u64,
     /// The request whose death this CPU told last: where one dropping function calls the other, both are hooked.
     pub told: u64,
-    /// The request that the last RST was for.
+    /// The request, or socket in SYN-SENT, that the last RST was for and that is in no table.
     pub reset_request: u64,
     /// The final ACK that found the accept queue full.
     pub final_ack: u64,

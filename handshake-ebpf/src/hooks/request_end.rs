@@ -152,9 +152,9 @@ fn died<M: Memory>(request: RequestSock<M>, generation_ns: u64, how: u32, is_has
     }
 }
 
-/// Whether this CPU's last RST was for a request that no table of ours has; asked once.
+/// Whether this CPU's last RST was for this request, or socket in SYN-SENT, that no table of ours has; asked once.
 #[inline(always)]
-fn was_reset(request: u64) -> bool {
+pub fn was_reset(request: u64) -> bool {
     let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return false };
     // SAFETY: this CPU's own entry.
     unsafe {

@@ -121,6 +121,8 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
             syn: syns_again,
             waited_ns: match syns_again {
                 None => None,
+                // Its SYNs are counted by TCP itself; when the first one left, and so how long it waited, is before our time.
+                Some(_) if open.seen_late => None,
                 Some(0) => Some(0),
                 Some(_) => between(syn_ns, last_retransmit_ns),
             },
