@@ -240,6 +240,10 @@ pub struct InSoftirq {
     pub told: u64,
     /// The request, or socket in SYN-SENT, that the last RST was for and that is in no table.
     pub reset_request: u64,
+    /// The request whose SYN-ACK was answered by an ICMP error that ends it.
+    pub icmp_request: u64,
+    /// When.
+    pub icmp_ns: u64,
     /// The final ACK that found the accept queue full.
     pub final_ack: u64,
     /// The request that it is for.

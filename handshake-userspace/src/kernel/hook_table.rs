@@ -298,6 +298,7 @@ pub const HOOKS: &[Hook] = &[
                 optional("hs_req_end6_fe", Place::Fentry("tcp_v6_reqsk_destructor")),
                 optional("hs_req_drop_fe", Place::Fentry("inet_csk_reqsk_queue_drop")),
                 optional("hs_req_drop2_fe", Place::Fentry("__inet_csk_reqsk_queue_drop")),
+                optional("hs_req_err_fe", Place::Fentry("tcp_req_err")),
             ]),
             kprobe(&[
                 program("hs_req_timer_kp", Place::Kprobe("reqsk_timer_handler")),
@@ -305,6 +306,7 @@ pub const HOOKS: &[Hook] = &[
                 optional("hs_req_end_kp", Place::Kprobe("tcp_v6_reqsk_destructor")),
                 optional("hs_req_drop_kp", Place::Kprobe("inet_csk_reqsk_queue_drop")),
                 optional("hs_req_drop_kp", Place::Kprobe("__inet_csk_reqsk_queue_drop")),
+                optional("hs_req_err_kp", Place::Kprobe("tcp_req_err")),
             ]),
         ],
         without_it: "passive opens that die half open are not shown",

@@ -336,7 +336,7 @@ fn judge_child(child: &Child) -> Option<Verdict> {
     if child.established_ns.is_none() && child.closed {
         let open = known?;
         // The request outlived its listener: its timer, or the client's next segment, found nobody.
-        if child.listener_closed && !open.reset_received {
+        if child.listener_closed && !open.reset_received && !open.icmp_received {
             return Some(Verdict::new(Outcome::Cancelled, EvidenceKind::ListenerClosed));
         }
         if open.reset_sent {
