@@ -180,7 +180,7 @@ pub struct ActiveOpen {
     pub reserved: u32,
     /// Who connects.
     pub owner: Owner,
-    /// Bits of `handshake_common::event::active_open::flags`, and [`ENDED`].
+    /// Bits of `handshake_common::event::active_open::flags`, and of [`INTERNAL`].
     pub flags: u32,
     /// SYNs sent again.
     pub syn_retransmits: u16,
@@ -192,6 +192,15 @@ pub struct ActiveOpen {
 
 /// [`ActiveOpen::flags`], never in an event: the socket left SYN-SENT, only the call's return is awaited.
 pub const ENDED: u32 = 1 << 31;
+
+/// [`ActiveOpen::flags`]: tcp_v6_connect has noted the call, and may go on in tcp_v4_connect.
+pub const CALLED_OVER_IPV6: u32 = 1 << 30;
+
+/// [`ActiveOpen::flags`]: the call was seen before the programs at the cgroup were asked, and has not come to TCP yet.
+pub const ASKED: u32 = 1 << 29;
+
+/// [`ActiveOpen::flags`], the bits that are never in an event.
+pub const INTERNAL: u32 = ENDED | CALLED_OVER_IPV6 | ASKED;
 
 /// See [`QUEUED`].
 #[repr(C)]
@@ -257,8 +266,12 @@ pub struct InSoftirq {
     pub listener: u64,
     /// The request whose death this CPU told last: where one dropping function calls the other, both are hooked.
     pub told: u64,
-    /// The request that the last RST was for.
+    /// The request, or socket in SYN-SENT, that the last RST was for and that is in no table.
     pub reset_request: u64,
+    /// The request whose SYN-ACK was answered by an ICMP error that ends it.
+    pub icmp_request: u64,
+    /// When.
+    pub icmp_ns: u64,
     /// The final ACK that found the accept queue full.
     pub final_ack: u64,
     /// The request that it is for.

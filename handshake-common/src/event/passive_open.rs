@@ -41,6 +41,8 @@ pub mod flags {
     pub const RESET_SENT: u32 = 1 << 13;
     /// A further subflow of an MPTCP connection: accept() never returns it.
     pub const MPTCP_JOIN: u32 = 1 << 14;
+    /// An ICMP error that answered its SYN-ACK ended it: the client can't be reached.
+    pub const ICMP_RECEIVED: u32 = 1 << 15;
 }
 
 /// All that is known of one passive open.

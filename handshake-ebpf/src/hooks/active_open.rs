@@ -18,7 +18,7 @@ use handshake_common::{
     tcp::{ACK, RST, SYN, TcpState, known},
 };
 
-use super::{argument, asked, fast_open, opener, passive_open};
+use super::{argument, asked, fast_open, opener, passive_open, request_end};
 use crate::{
     emit::{Slot, count, now_ns, submit},
     filter,
@@ -29,7 +29,7 @@ use crate::{
         sock::Sock,
         task,
     },
-    maps::{ACTIVE_OPENS, ActiveOpen, ENDED, RUNTIME, new_active_open},
+    maps::{ACTIVE_OPENS, ActiveOpen, ENDED, INTERNAL, RUNTIME, new_active_open},
 };
 
 /// Begins an entry of `ACTIVE_OPENS` for the running thread.
@@ -108,7 +108,7 @@ pub fn syn_sent<M: Memory>(sock: Sock<M>, attach: Attach) {
             event.endpoints = (*open).endpoints;
             event.owner = (*open).owner;
             event.called_ns = (*open).called_ns;
-            event.flags = (*open).flags & !ENDED;
+            event.flags = (*open).flags & !INTERNAL;
         }
         sock.isn_at_connect(&mut event.negotiated);
     });
@@ -274,7 +274,7 @@ fn report_end<M: Memory>(
             event.answered_ns = (*open).answered_ns;
             event.last_retransmit_ns = (*open).last_retransmit_ns;
             event.syn_retransmits = (*open).syn_retransmits;
-            bits = (*open).flags & !ENDED;
+            bits = (*open).flags & !INTERNAL;
         }
     }
     if open.is_none() || new_state != TcpState::Closed as u8 {
@@ -282,6 +282,9 @@ fn report_end<M: Memory>(
     }
     if open.is_none() && began_after_us() {
         bits |= flags::SYN_TIME_LOST;
+    }
+    if open.is_none() && request_end::was_reset(sock.key()) {
+        bits |= flags::RESET_RECEIVED;
     }
     if let Some(on_socket) = sock.error() {
         event.sk_err = on_socket;
@@ -327,11 +330,10 @@ fn report_end<M: Memory>(
         // TCP's own count is the second witness of SYNs sent again: a kernel may withhold the hook on one (decisions/0022).
         // An end that was found out after connect() had returned comes too late, for data may have been sent again since.
         let is_of_syns = time_ns == 0 && bits & LATE_AND_RETURNED != LATE_AND_RETURNED;
-        if let Some(open) = open
-            && is_of_syns
-        {
+        if is_of_syns {
+            // A socket that was in SYN-SENT before us has no entry, and nobody saw its SYNs: this count is all there is.
             // SAFETY: a live entry.
-            let before = unsafe { (*open).sent_again_before };
+            let before = open.map_or(0, |open| unsafe { (*open).sent_again_before });
             let again = u16::from((sock.sent_again() as u8).wrapping_sub(before));
             if again > event.syn_retransmits {
                 event.syn_retransmits = again;

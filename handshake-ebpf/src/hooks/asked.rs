@@ -26,7 +26,7 @@ use crate::{
         read::{Copied, Direct, Memory},
         sock::Sock,
     },
-    maps::ActiveOpen,
+    maps::{ASKED, ActiveOpen},
 };
 
 /// connect() is about to ask the programs at the cgroup. TCP is CLOSED, so what the table still holds of this socket
@@ -38,6 +38,8 @@ fn before_programs<M: Memory>(sock: Sock<M>, address: *const u8) {
         return;
     }
     let Some(open) = connect_call::begin(sock, address) else { return };
+    // SAFETY: the entry that was just made; this thread holds the socket's lock.
+    unsafe { (*open).flags |= ASKED };
     if LOCKED_DOWN.load() != 0 {
         // SAFETY: the entry that was just made; this thread holds the socket's lock.
         remote_of_v4_sockaddr::<M>(address, unsafe { &mut (*open).endpoints });

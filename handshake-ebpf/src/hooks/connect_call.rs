@@ -1,10 +1,10 @@
 //! The connect() call: who makes it and whither, how it goes back to its caller, and when.
 //!
-//! An AF_INET6 socket that connects to a mapped address enters tcp_v6_connect and, within it, tcp_v4_connect; the
-//! table already holds it then, and the first call counts. fexit on inet_stream_connect sees it without a tax on other system calls, for io_uring, 32-bit and
-//! kernel callers too; sys_exit_connect stands in where fexit can't be attached. What a newcomer would get
-//! wrong: a return of EINPROGRESS is no failure, and a blocking connect() returns after the socket left
-//! SYN-SENT, so the event of the end comes first.
+//! An AF_INET6 socket that connects to a mapped address enters tcp_v6_connect and, within it, tcp_v4_connect: the
+//! outer one notes the call. fexit on inet_stream_connect sees the return without a tax on other system calls, for
+//! io_uring, 32-bit and kernel callers too; sys_exit_connect stands in where fexit can't be attached. What a newcomer
+//! would get wrong: a return of EINPROGRESS is no failure, a blocking connect() returns after the socket left SYN-SENT,
+//! so the event of the end comes first, and a sendmsg() that connects (Fast Open) returns by neither.
 
 use aya_ebpf::{
     helpers::{bpf_probe_read_kernel, bpf_probe_read_user},
@@ -34,29 +34,43 @@ use crate::{
         sock::Sock,
         task,
     },
-    maps::{ACTIVE_OPENS, ActiveOpen, CONNECT_CALLS, ConnectCall, ENDED, RUNTIME},
+    maps::{
+        ACTIVE_OPENS, ASKED, ActiveOpen, CALLED_OVER_IPV6, CONNECT_CALLS, ConnectCall, ENDED, INTERNAL, RUNTIME,
+    },
 };
 
-/// connect() reached TCP, in process context. `address` is the kernel's copy of the caller's sockaddr.
+/// connect() reached TCP's function for this address family, in process context. `address` is the kernel's copy of the
+/// caller's sockaddr.
 #[inline(always)]
-pub fn connect_called<M: Memory>(sock: Sock<M>, address: *const u8) {
+pub fn connect_called<M: Memory>(sock: Sock<M>, address: *const u8, by: u16) {
     if !filter::wants_role(ROLE_CLIENT) {
         return;
     }
     let key = sock.key();
     if let Some(open) = ACTIVE_OPENS.get_ptr_mut(key) {
-        // SAFETY: a live entry of the table. An ended one is a leftover of an earlier connect() on this
-        // socket (or of a reused address); one still open is of this very call: `asked` saw it before the programs at
-        // the cgroup did, or this is the nested call for a mapped address.
-        if unsafe { (*open).flags } & (ENDED | flags::CALL_RETURNED) == 0 {
+        // SAFETY: a live entry of the table; this thread holds the socket's lock.
+        let held = unsafe { (*open).flags };
+        // Nobody but tcp_v6_connect calls this function for such a socket.
+        let is_nested = by == AF_INET && sock.family() == AF_INET6 && held & CALLED_OVER_IPV6 != 0;
+        let over_ipv6 = if by == AF_INET6 { CALLED_OVER_IPV6 } else { 0 };
+        if is_nested || held & ASKED != 0 {
+            // SAFETY: as above. The entry is of this very call.
+            unsafe { (*open).flags = held & !(CALLED_OVER_IPV6 | ASKED) | over_ipv6 };
             return;
         }
     }
+    // TCP connects only what is closed, so any other entry is a leftover: of an earlier call whose return nobody saw, or
+    // of a socket that had this address before.
     if !opener::is_wanted(sock) {
         count(Counter::Filtered);
+        let _ = ACTIVE_OPENS.remove(key);
         return;
     }
-    begin(sock, address);
+    let Some(open) = begin(sock, address) else { return };
+    if by == AF_INET6 {
+        // SAFETY: the entry that was just made; this thread holds the socket's lock.
+        unsafe { (*open).flags |= CALLED_OVER_IPV6 };
+    }
 }
 
 /// Begins the entry of a call.
@@ -154,7 +168,7 @@ pub fn connect_returned<M: Memory>(sock: Sock<M>, result: i32, attach: Attach) {
     if missed || held & ENDED != 0 {
         submit(EventKind::ConnectReturned, attach, socket, generation_ns, |event: &mut ConnectReturned| {
             event.errno = errno;
-            event.flags = held & !ENDED;
+            event.flags = held & !INTERNAL;
         });
         let _ = ACTIVE_OPENS.remove(socket);
         return;
@@ -171,7 +185,7 @@ pub fn connect_returned<M: Memory>(sock: Sock<M>, result: i32, attach: Attach) {
                     event.called_ns = (*open).called_ns;
                 }
                 event.errno = errno;
-                event.flags = held & !ENDED;
+                event.flags = held & !INTERNAL;
             });
         } else {
             count(Counter::Filtered);
@@ -309,6 +323,30 @@ pub fn hs_returned_fx(context: FExitContext) -> i32 {
     0
 }
 
+/// The return of sendmsg() from connecting (Fast Open), which doesn't pass the function above. What went on has sent its
+/// SYN, and tells of itself.
+#[fexit(function = "__inet_stream_connect")]
+pub fn hs_sendmsg_fx(context: FExitContext) -> i32 {
+    // Five arguments on every kernel, of which the last says that this is sendmsg().
+    let (is_sendmsg, result) = (context.arg::<i32>(4), context.arg::<i32>(5));
+    if is_sendmsg == 0 || result >= 0 {
+        return 0;
+    }
+    let socket: *const u8 = argument!(context, 0);
+    let Some(sock) = Direct::read::<*const u8>(socket, offset!(socket_sk)) else { return 0 };
+    preempt::disable();
+    let sock = Sock::<Direct>::at(sock);
+    match ACTIVE_OPENS.get_ptr_mut(sock.key()) {
+        Some(open) if sock.state() == TcpState::Closed as u8 && !active_open::syn_left(open) => {
+            connect_returned(sock, result, Attach::Fentry);
+        }
+        None if result == -EPERM => forbidden(sock, argument!(context, 1)),
+        _ => {}
+    }
+    preempt::enable();
+    0
+}
+
 /// A connect() system call begins.
 #[tracepoint]
 pub fn hs_connect_enter(context: TracePointContext) -> u32 {
@@ -349,7 +387,7 @@ pub fn hs_connect_exit(context: TracePointContext) -> u32 {
 pub fn hs_connect4_fe(context: FEntryContext) -> i32 {
     preempt::disable();
     aya_log_ebpf::debug!(&context, "tcp_v4_connect");
-    connect_called(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1));
+    connect_called(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1), AF_INET);
     preempt::enable();
     0
 }
@@ -358,15 +396,23 @@ pub fn hs_connect4_fe(context: FEntryContext) -> i32 {
 #[fentry(function = "tcp_v6_connect")]
 pub fn hs_connect6_fe(context: FEntryContext) -> i32 {
     preempt::disable();
-    connect_called(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1));
+    connect_called(Sock::<Direct>::at(argument!(context, 0)), argument!(context, 1), AF_INET6);
     preempt::enable();
     0
 }
 
-/// connect() over IPv4 or IPv6.
+/// connect() over IPv4.
 #[kprobe]
-pub fn hs_connect_kp(context: ProbeContext) -> u32 {
+pub fn hs_connect4_kp(context: ProbeContext) -> u32 {
     let (Some(sock), Some(address)) = (argument!(context, 0), argument!(context, 1)) else { return 0 };
-    connect_called(Sock::<Copied>::at(sock), address);
+    connect_called(Sock::<Copied>::at(sock), address, AF_INET);
+    0
+}
+
+/// connect() over IPv6.
+#[kprobe]
+pub fn hs_connect6_kp(context: ProbeContext) -> u32 {
+    let (Some(sock), Some(address)) = (argument!(context, 0), argument!(context, 1)) else { return 0 };
+    connect_called(Sock::<Copied>::at(sock), address, AF_INET6);
     0
 }

@@ -1,4 +1,4 @@
-//! The end of a request that never became a child: timed out, reset, or dropped with its listener.
+//! The end of a request that never became a child: timed out, reset, unreachable, or dropped with its listener.
 //!
 //! The dropping function says it at once; where the compiler put that one into its caller (5.10's timer), only
 //! the freeing of the request says it. What a newcomer would get wrong: both fire for one request, both fire for every
@@ -49,6 +49,33 @@ pub fn timer_fired(timer: u64) {
     unsafe {
         (*work).timer_ns = now_ns();
         (*work).timer = timer;
+    }
+}
+
+/// An ICMP error came for a request's SYN-ACK. If it is one that ends the request, the kernel drops that within this
+/// call; not if it is of another segment (a number that is none of ours).
+#[inline(always)]
+fn icmp_received<M: Memory>(request: RequestSock<M>, sequence: u32, is_fatal: bool) {
+    if !is_fatal || !request.is_acknowledged_by(sequence.wrapping_add(1)) {
+        return;
+    }
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own entry.
+    unsafe {
+        (*work).icmp_ns = now_ns();
+        (*work).icmp_request = request.key();
+    }
+}
+
+/// Whether this CPU drops this request because of an ICMP error; asked once.
+#[inline(always)]
+fn is_unreachable(request: u64) -> bool {
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own entry.
+    unsafe {
+        let is_it = (*work).icmp_request == request;
+        (*work).icmp_request = 0;
+        is_it && now_ns().wrapping_sub((*work).icmp_ns) < TIMER_WORK_NS
     }
 }
 
@@ -126,6 +153,9 @@ fn died<M: Memory>(request: RequestSock<M>, generation_ns: u64, how: u32, is_has
     if how == DIED && timer_is_of(key) {
         bits = flags::TIMED_OUT;
     }
+    if how == DIED && is_unreachable(key) {
+        bits = flags::ICMP_RECEIVED;
+    }
     if maps::request(key).is_none() && was_reset(key) {
         bits |= flags::RESET_RECEIVED;
     }
@@ -153,9 +183,9 @@ fn died<M: Memory>(request: RequestSock<M>, generation_ns: u64, how: u32, is_has
     }
 }
 
-/// Whether this CPU's last RST was for a request that no table of ours has; asked once.
+/// Whether this CPU's last RST was for this request, or socket in SYN-SENT, that no table of ours has; asked once.
 #[inline(always)]
-fn was_reset(request: u64) -> bool {
+pub fn was_reset(request: u64) -> bool {
     let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return false };
     // SAFETY: this CPU's own entry.
     unsafe {
@@ -234,6 +264,28 @@ pub fn hs_req_drop2_fe(context: FEntryContext) -> i32 {
 pub fn hs_req_drop_kp(context: ProbeContext) -> u32 {
     let Some(request) = argument!(context, 1) else { return 0 };
     request_dropped(RequestSock::<Copied>::at(request), Attach::Kprobe);
+    0
+}
+
+/// An ICMP error for a request's SYN-ACK.
+#[fentry(function = "tcp_req_err")]
+pub fn hs_req_err_fe(context: FEntryContext) -> i32 {
+    let (sequence, is_fatal) = (context.arg::<u32>(1), context.arg::<u32>(2) as u8 != 0);
+    preempt::disable();
+    icmp_received(RequestSock::<Direct>::at(argument!(context, 0)), sequence, is_fatal);
+    preempt::enable();
+    0
+}
+
+/// An ICMP error for a request's SYN-ACK.
+#[kprobe]
+pub fn hs_req_err_kp(context: ProbeContext) -> u32 {
+    let (Some(request), Some(sequence), Some(is_fatal)) =
+        (argument!(context, 0), context.arg::<u32>(1), context.arg::<u32>(2))
+    else {
+        return 0;
+    };
+    icmp_received(RequestSock::<Copied>::at(request), sequence, is_fatal as u8 != 0);
     0
 }
 

@@ -5,7 +5,10 @@
 //! and never dereferenced.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use handshake_common::event::{active_open::flags, passive_open};
+use handshake_common::{
+    event::{active_open::flags, passive_open},
+    tcp::TcpState,
+};
 
 use super::argument;
 use crate::{
@@ -25,6 +28,12 @@ fn reset_received<M: Memory>(sock: Sock<M>) {
     if let Some(open) = ACTIVE_OPENS.get_ptr_mut(socket) {
         // SAFETY: a live entry; the socket's lock is held.
         unsafe { (*open).flags |= flags::RESET_RECEIVED };
+    } else if sock.state() == TcpState::SynSent as u8
+        && let Some(work) = IN_SOFTIRQ.get_ptr_mut(0)
+    {
+        // It was there before us. If the RST ends it, that is within this call.
+        // SAFETY: this CPU's own entry.
+        unsafe { (*work).reset_request = socket };
     }
     // One with a file has left the queue, though its accept() was not seen.
     if let Some(queued) = QUEUED.get_ptr_mut(socket)

@@ -26,7 +26,7 @@ use super::{asked, fast_open};
 use crate::{
     emit::{count, now_ns, submit},
     filter,
-    maps::{ACTIVE_OPENS, ENDED, insert_request},
+    maps::{ACTIVE_OPENS, INTERNAL, insert_request},
 };
 
 /// The SYN leaves; ports are final. Process and addresses were noted at CLOSED->SYN-SENT.
@@ -58,7 +58,7 @@ fn syn_leaves(socket: u64, local_port: u16) {
             event.endpoints = (*open).endpoints;
             event.owner = (*open).owner;
             event.called_ns = (*open).called_ns;
-            event.flags = (*open).flags & !ENDED;
+            event.flags = (*open).flags & !INTERNAL;
         }
     });
     asked::tell(open, socket, Attach::Tracepoint);

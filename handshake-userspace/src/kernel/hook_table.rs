@@ -137,8 +137,8 @@ pub const HOOKS: &[Hook] = &[
                 optional("hs_asked6_fe", Place::Fentry("tcp_v6_pre_connect")),
             ]),
             kprobe(&[
-                program("hs_connect_kp", Place::Kprobe("tcp_v4_connect")),
-                optional("hs_connect_kp", Place::Kprobe("tcp_v6_connect")),
+                program("hs_connect4_kp", Place::Kprobe("tcp_v4_connect")),
+                optional("hs_connect6_kp", Place::Kprobe("tcp_v6_connect")),
                 optional("hs_asked_kp", Place::Kprobe("tcp_v4_pre_connect")),
                 optional("hs_asked_kp", Place::Kprobe("tcp_v6_pre_connect")),
             ]),
@@ -150,7 +150,10 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "connect_returned",
         ways: &[
-            fentry(&[program("hs_returned_fx", Place::Fexit("inet_stream_connect"))]),
+            fentry(&[
+                program("hs_returned_fx", Place::Fexit("inet_stream_connect")),
+                optional("hs_sendmsg_fx", Place::Fexit("__inet_stream_connect")),
+            ]),
             Way {
                 attach: Attach::Tracepoint,
                 // kprobe mode has no better: a return probe loses calls silently while they sleep.
@@ -159,7 +162,7 @@ pub const HOOKS: &[Hook] = &[
                     program("hs_connect_enter", Place::SystemCall("sys_enter_connect")),
                     program("hs_connect_exit", Place::SystemCall("sys_exit_connect")),
                 ],
-                lacks: "io_uring, 32-bit and kernel callers",
+                lacks: "io_uring, 32-bit and kernel callers, and a sendmsg() with MSG_FASTOPEN that fails before a SYN leaves",
             },
         ],
         without_it: "connect() calls that fail before a SYN leaves are not shown, nor `phases.wake_ns`",
@@ -310,6 +313,7 @@ pub const HOOKS: &[Hook] = &[
                 optional("hs_req_end6_fe", Place::Fentry("tcp_v6_reqsk_destructor")),
                 optional("hs_req_drop_fe", Place::Fentry("inet_csk_reqsk_queue_drop")),
                 optional("hs_req_drop2_fe", Place::Fentry("__inet_csk_reqsk_queue_drop")),
+                optional("hs_req_err_fe", Place::Fentry("tcp_req_err")),
             ]),
             kprobe(&[
                 program("hs_req_timer_kp", Place::Kprobe("reqsk_timer_handler")),
@@ -317,6 +321,7 @@ pub const HOOKS: &[Hook] = &[
                 optional("hs_req_end_kp", Place::Kprobe("tcp_v6_reqsk_destructor")),
                 optional("hs_req_drop_kp", Place::Kprobe("inet_csk_reqsk_queue_drop")),
                 optional("hs_req_drop_kp", Place::Kprobe("__inet_csk_reqsk_queue_drop")),
+                optional("hs_req_err_kp", Place::Kprobe("tcp_req_err")),
             ]),
         ],
         without_it: "passive opens that die half open are not shown",

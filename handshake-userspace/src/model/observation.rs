@@ -320,6 +320,8 @@ pub struct PassiveOpen {
     pub still_open: bool,
     /// We answered an ACK of it with a RST.
     pub reset_sent: bool,
+    /// An ICMP error that answered its SYN-ACK ended it.
+    pub icmp_received: bool,
     /// It joins an MPTCP connection that exists; accept() never returns it.
     pub mptcp_join: bool,
 }

@@ -94,6 +94,8 @@ pub enum EvidenceKind {
     ResetSent,
     /// This host answered with an ICMP error.
     IcmpSent,
+    /// An ICMP error answered our SYN-ACK: the client can't be reached.
+    IcmpReceived,
 }
 
 /// What an outcome rests on, with the numbers.

@@ -123,6 +123,8 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
             syn: syns_again,
             waited_ns: match syns_again {
                 None => None,
+                // Its SYNs are counted by TCP itself; when the first one left, and so how long it waited, is before our time.
+                Some(_) if open.seen_late => None,
                 Some(0) => Some(0),
                 Some(_) => between(syn_ns, last_retransmit_ns),
             },
@@ -341,7 +343,7 @@ fn judge_child(child: &Child) -> Option<Verdict> {
     if child.established_ns.is_none() && child.closed {
         let open = known?;
         // The request outlived its listener: its timer, or the client's next segment, found nobody.
-        if child.listener_closed && !open.reset_received {
+        if child.listener_closed && !open.reset_received && !open.icmp_received {
             return Some(Verdict::new(Outcome::Cancelled, EvidenceKind::ListenerClosed));
         }
         if open.reset_sent {

@@ -150,6 +150,7 @@ pub(super) fn left_syn_received(end: &PassiveOpen, timeout: EvidenceKind) -> Opt
     let verdict = match errno_known {
         _ if end.reset_received => Verdict::new(Outcome::Reset, EvidenceKind::ResetReceived),
         _ if end.timed_out => Verdict::new(Outcome::TimedOut, timeout),
+        _ if end.icmp_received => Verdict::new(Outcome::HostUnreachable, EvidenceKind::IcmpReceived),
         Some(errno::ETIMEDOUT) => Verdict::new(Outcome::TimedOut, timeout),
         Some(errno::ECONNRESET | errno::ECONNREFUSED) => {
             Verdict::new(Outcome::Reset, EvidenceKind::SocketError)

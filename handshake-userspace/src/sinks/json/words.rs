@@ -72,6 +72,7 @@ pub const fn evidence(kind: EvidenceKind) -> &'static str {
         EvidenceKind::NoSynAckMade => "no_syn_ack_made",
         EvidenceKind::ResetSent => "reset_sent",
         EvidenceKind::IcmpSent => "icmp_sent",
+        EvidenceKind::IcmpReceived => "icmp_received",
     }
 }
 

@@ -188,6 +188,7 @@ fn short_evidence(evidence: &Evidence) -> String {
         (EvidenceKind::ResetReceived, _) => "RST".to_owned(),
         (EvidenceKind::ResetSent, _) => "RST sent".to_owned(),
         (EvidenceKind::IcmpSent, _) => "ICMP sent".to_owned(),
+        (EvidenceKind::IcmpReceived, _) => "ICMP".to_owned(),
         (_, Some(number)) if number != 0 => errno::name(number).to_string(),
         (EvidenceKind::RequestDropped, _) => "dropped half open".to_owned(),
         (EvidenceKind::ListenerClosed, _) => "listener closed".to_owned(),
@@ -234,6 +235,7 @@ fn evidence(evidence: &Evidence, reason: Option<&str>) -> String {
         EvidenceKind::NoSynAckMade => "no SYN-ACK was made".to_owned(),
         EvidenceKind::ResetSent => "RST sent".to_owned(),
         EvidenceKind::IcmpSent => "ICMP error sent".to_owned(),
+        EvidenceKind::IcmpReceived => "ICMP error received".to_owned(),
     };
     let said = match evidence.errno {
         Some(number) if number != 0 => format!("{said} ({})", errno::name(number)),

@@ -174,21 +174,24 @@ fn what_a_syn_ack_says_of_fast_open_is_waited_for() {
 
 #[test]
 fn socket_in_syn_sent_at_our_start_is_seen_late() {
-    let mut client = given_client().without_generation().with(|facts| facts.called_ns = None);
-    let seen = crate::model::observation::SocketSeen {
-        ends: client.facts.ends,
-        synack_ns: None,
-        inode: Some(9),
-        accept_queue: None,
-        retransmits: 1,
-        state: TcpState::SynSent,
-        queued: false,
-    };
-    client.script.observe(crate::model::observation::Act::SocketSeen(seen));
-    let record = client.wait(MS).syn_ack().expect(Outcome::Established);
-    assert_eq!(record.flags, vec![Flag::SeenLate]);
-    assert_eq!(record.latency_ns, None, "nobody saw the SYN");
-    assert_eq!(record.retransmits.syn, Some(1));
+    for retransmits in [0, 1] {
+        let mut client = given_client().without_generation().with(|facts| facts.called_ns = None);
+        let seen = crate::model::observation::SocketSeen {
+            ends: client.facts.ends,
+            synack_ns: None,
+            inode: Some(9),
+            accept_queue: None,
+            retransmits,
+            state: TcpState::SynSent,
+            queued: false,
+        };
+        client.script.observe(crate::model::observation::Act::SocketSeen(seen));
+        let record = client.wait(MS).syn_ack().expect(Outcome::Established);
+        assert_eq!(record.flags, vec![Flag::SeenLate]);
+        assert_eq!(record.latency_ns, None, "nobody saw the SYN");
+        assert_eq!(record.retransmits.syn, Some(u32::from(retransmits)));
+        assert_eq!(record.retransmits.waited_ns, None, "nobody saw when it began to wait");
+    }
 }
 
 #[test]

@@ -108,6 +108,17 @@ fn request_that_was_there_at_our_start_dies_seen_late() {
 }
 
 #[test]
+fn request_whose_syn_ack_an_icmp_answers_is_unreachable_though_its_listener_has_closed() {
+    for closes in [false, true] {
+        let server = given_listener().with(|facts| facts.icmp_received = true).syn().syn_ack().wait(MS);
+        let server = if closes { server.listener_closes() } else { server };
+        let record = server.request_dies().expect(Outcome::HostUnreachable);
+        assert_eq!(record.evidence.kind, EvidenceKind::IcmpReceived);
+        assert_eq!((record.evidence.errno, record.failed_after_ns), (None, Some(MS)));
+    }
+}
+
+#[test]
 fn syn_that_found_the_kernel_table_full_is_marked() {
     let server = given_listener().with(|facts| facts.syn_table_full = true).syn_ack().wait(MS);
     let record = server.final_ack().accept().expect(Outcome::Established);

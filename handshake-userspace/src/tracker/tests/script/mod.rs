@@ -202,6 +202,7 @@ fn half_open() -> PassiveOpen {
         still_open: false,
         reset_sent: false,
         mptcp_join: false,
+        icmp_received: false,
         own: false,
     }
 }
