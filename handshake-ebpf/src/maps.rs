@@ -135,6 +135,10 @@ pub struct Runtime {
     pub syn_is_noted: u32,
     /// Not 0: probes see how requests begin and how they die.
     pub requests_are_seen: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
+    /// Since when everything is attached, and we watch; 0 before that.
+    pub since_ns: u64,
 }
 
 /// See [`ACTIVE_OPENS`].

@@ -1,8 +1,8 @@
 //! Loads the object and attaches the hook table, hook by hook, by trying.
 //!
-//! The order matters: offsets and filters are set before the verifier sees a program; hooks that fill tables
-//! come first; then the kernel side is told what will be seen; the state tracepoint, which stands in for
-//! what is missing, comes last. What a newcomer would get wrong: a program that loads may still not attach
+//! The order matters: offsets and filters are set before the verifier sees a program; then everything is attached
+//! and tells nothing; then the kernel side is told what will be seen, and all hooks begin at that moment; what was under
+//! way by then is the snapshot's. What a newcomer would get wrong: a program that loads may still not attach
 //! (fentry on arm64 6.1, functions with more than six arguments), so both are tried before a way counts.
 
 use std::collections::{HashMap, HashSet};
@@ -24,7 +24,7 @@ use super::{
     canary::Canary,
     counters::KernelCounters,
     globals::{Globals, ring_bytes},
-    hook_table::{HOOKS, Hook, LACKS_UNDER_LOCKDOWN, Place, Program, STATE_CHANGED, Way},
+    hook_table::{HOOKS, Hook, LACKS_UNDER_LOCKDOWN, Place, Program, Way},
     host,
     kernel_calls::{self, Object},
     log_messages,
@@ -34,7 +34,10 @@ use super::{
     snapshot,
     sweep::Sweeper,
 };
-use crate::{model::drop_reasons::DropReasons, source::ring_buffer::RingBufferSource};
+use crate::{
+    model::drop_reasons::DropReasons,
+    source::ring_buffer::{RingBufferSource, monotonic_ns},
+};
 
 const BTF_OF_THE_KERNEL: &str = "/sys/kernel/btf/vmlinux";
 /// A mode in which this many hooks failed and none worked is not tried for the others.
@@ -77,9 +80,6 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let mut attacher = Attacher::new(&btf, options.attach, locked);
     let mut hooks = Vec::with_capacity(HOOKS.len());
     for hook in HOOKS {
-        if hook.name == STATE_CHANGED {
-            tell_kernel_side(&mut ebpf, &hooks)?;
-        }
         let status = attacher.attach(&mut ebpf, hook);
         if status.attached.is_none() && hook.required {
             return Err(attacher.refusal(hook, &status));
@@ -87,6 +87,7 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         hooks.push(status);
     }
     attacher.require_the_mode(&hooks)?;
+    begin_to_watch(&mut ebpf, &hooks)?;
     let (seen, snapshot_status) = snapshot::take(&mut ebpf, &btf);
     hooks.push(snapshot_status);
     counters.watch_programs(&ebpf);
@@ -176,8 +177,8 @@ fn requests_are_seen_by(hooks: &[HookStatus]) -> Option<Attach> {
     begin.filter(|_| is_probe(attached(hooks, "request_died")))
 }
 
-/// `Runtime` of the kernel side: what it may rely on. See handshake-ebpf/src/maps.rs.
-fn tell_kernel_side(ebpf: &mut Ebpf, hooks: &[HookStatus]) -> Result<(), StartError> {
+/// `Runtime` of the kernel side: what it may rely on, and that it may begin. See handshake-ebpf/src/maps.rs.
+fn begin_to_watch(ebpf: &mut Ebpf, hooks: &[HookStatus]) -> Result<(), StartError> {
     let attached = |name| attached(hooks, name);
     let return_is_seen = match attached("connect_returned") {
         None => 0,
@@ -190,7 +191,7 @@ fn tell_kernel_side(ebpf: &mut Ebpf, hooks: &[HookStatus]) -> Result<(), StartEr
         .is_some_and(|hook| hook.attached.is_some() && !hook.symbols.contains(&"inet_sock_set_state"));
     let sock_ops_is_attached =
         hooks.iter().any(|hook| hook.attached.is_some() && hook.symbols.contains(&"sock_ops"));
-    let runtime: [u32; 5] = [
+    let told: [u32; 5] = [
         return_is_seen,
         u32::from(attached("accepted").is_some() && attached("socket_destroyed").is_some()),
         u32::from(is_probe(attached("connect_called"))) | u32::from(syn_is_seen) << 1,
@@ -200,11 +201,22 @@ fn tell_kernel_side(ebpf: &mut Ebpf, hooks: &[HookStatus]) -> Result<(), StartEr
     let failed =
         |problem: String| StartError::Failed(format!("the kernel side cannot be told its mode: {problem}"));
     let map: &mut Map = ebpf.map_mut("RUNTIME").ok_or_else(|| failed("no map RUNTIME".to_owned()))?;
-    let mut array: Array<&mut MapData, [u32; 5]> =
+    let mut array: Array<&mut MapData, [u64; RUNTIME_WORDS]> =
         Array::try_from(map).map_err(|error| failed(error.to_string()))?;
-    array.set(0, runtime, 0).map_err(|error| failed(error.to_string()))
+    let pair = |low: u32, high: u32| {
+        let [low, high] = [low, high].map(u32::to_ne_bytes);
+        u64::from_ne_bytes([low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]])
+    };
+    let [first, second, third] = [pair(told[0], told[1]), pair(told[2], told[3]), pair(told[4], 0)];
+    // A CPU that sees the time must see the rest.
+    for since_ns in [0, monotonic_ns()] {
+        array.set(0, [first, second, third, since_ns], 0).map_err(|error| failed(error.to_string()))?;
+    }
+    Ok(())
 }
 
+/// The size of `Runtime`.
+const RUNTIME_WORDS: usize = 4;
 /// `Runtime::return_is_seen`: by a hook that knows the socket.
 const RETURN_BY_SOCKET: u32 = 1;
 /// `Runtime::return_is_seen`: by the system call's exit, joined by thread.
