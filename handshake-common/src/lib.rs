@@ -16,6 +16,7 @@ pub mod offsets;
 pub mod owner;
 pub mod preempt;
 pub mod request;
+pub mod runtime;
 pub mod tcp;
 
 /// Marks a type as safe to hand to aya (maps, globals) when built for userspace.

@@ -14,12 +14,27 @@ use handshake_common::{
     owner::COMM_BYTES,
 };
 
-use crate::{globals::filter, maps::CGROUPS};
+use crate::{
+    globals::filter,
+    maps::{CGROUPS, RUNTIME},
+};
 
-/// Whether this role is watched at all.
+/// Whether this role is watched at all, and by now. Hooks are attached one after the other, and of a handshake that
+/// passed between two of them one would tell what the next could not join: it would be told twice, or its end never be
+/// seen. So all of them begin at one moment, and what was under way then is the snapshot's.
 #[inline(always)]
 pub fn wants_role(role: u32) -> bool {
-    filter!(roles) & role != 0
+    filter!(roles) & role != 0 && watching_since_ns() != 0
+}
+
+/// Since when all hooks are attached; 0 while they are not.
+#[inline(always)]
+pub fn watching_since_ns() -> u64 {
+    match RUNTIME.get_ptr(0) {
+        // SAFETY: the array's one live entry; aligned u64.
+        Some(runtime) => unsafe { (&raw const (*runtime).since_ns).read_volatile() },
+        None => 0,
+    }
 }
 
 /// Whether nothing is filtered by ends or process, so that a socket whose beginning was not seen may be

@@ -19,10 +19,6 @@ pub static FILTER: Global<Filter> = Global::new(Filter::NONE);
 #[unsafe(no_mangle)]
 pub static LOCKED_DOWN: Global<u32> = Global::new(0);
 
-/// When the daemon loaded the programs, CLOCK_MONOTONIC: what began earlier was not seen.
-#[unsafe(no_mangle)]
-pub static LOADED_NS: Global<u64> = Global::new(0);
-
 /// 1 where the tracepoint tcp_retransmit_skb has a third argument, the error (6.17 and later): it fires for attempts that
 /// failed too then.
 #[unsafe(no_mangle)]

@@ -16,6 +16,7 @@ use handshake_common::{
     filter::MAX_ENTRIES,
     owner::{COMM_BYTES, Owner},
     request::{LatestRequest, Request},
+    runtime::Runtime,
 };
 
 use crate::emit::count;
@@ -133,26 +134,6 @@ pub struct DropRate {
     pub told: u32,
     /// Keeps the layout free of padding.
     pub reserved: u32,
-}
-
-/// See [`RUNTIME`].
-#[repr(C)]
-pub struct Runtime {
-    /// 1: a hook that knows the socket will see connect() return; 2: one that knows the thread only. 0: none.
-    pub return_is_seen: u32,
-    /// Not 0: hooks see how children leave the accept queue.
-    pub accept_is_seen: u32,
-    /// Bit 0: a probe on connect() fills `ACTIVE_OPENS`. Bit 1: sock_ops or a probe reports the SYN, so that
-    /// CLOSED->SYN-SENT need not stand in for it.
-    pub syn_sent_is_seen: u32,
-    /// Not 0: sock_ops notes the SYN of every passive open.
-    pub syn_is_noted: u32,
-    /// Not 0: probes see how requests begin and how they die.
-    pub requests_are_seen: u32,
-    /// Not 0: the daemon has asked every network namespace for the sockets that were there before us.
-    pub snapshot_is_complete: u32,
-    /// Not 0: a hook looks at the SYN-ACK of a Fast Open.
-    pub cookie_is_seen: u32,
 }
 
 /// See [`ACTIVE_OPENS`].

@@ -60,7 +60,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 15] = [
+    pub const ALL: [EventKind; 17] = [
         EventKind::SynSent,
         EventKind::ConnectFailed,
         EventKind::LeftSynSent,

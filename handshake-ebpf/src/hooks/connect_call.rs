@@ -19,6 +19,7 @@ use handshake_common::{
         active_open::{ConnectFailed, ConnectReturned, flags},
     },
     filter::ROLE_CLIENT,
+    runtime::RETURN_BY_THREAD,
     tcp::TcpState,
 };
 
@@ -35,7 +36,8 @@ use crate::{
         task,
     },
     maps::{
-        ACTIVE_OPENS, ASKED, ActiveOpen, CALLED_OVER_IPV6, CONNECT_CALLS, ConnectCall, ENDED, INTERNAL, RUNTIME,
+        ACTIVE_OPENS, ASKED, ActiveOpen, CALLED_OVER_IPV6, CONNECT_CALLS, ConnectCall, ENDED, INTERNAL,
+        RUNTIME,
     },
 };
 
@@ -122,9 +124,6 @@ fn remote_of_sockaddr(address: *const u8, endpoints: &mut Endpoints) {
     }
     endpoints.remote_port = u16::from_be(port);
 }
-
-/// `Runtime::return_is_seen`: the return is a system call's, joined by thread.
-const RETURN_BY_THREAD: u32 = 2;
 
 /// Notes which socket this thread connects, for the modes that see the return as a system call's.
 #[inline(always)]

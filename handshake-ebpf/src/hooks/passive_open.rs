@@ -24,7 +24,6 @@ use super::{argument, request_end};
 use crate::{
     emit::{count, now_ns},
     filter,
-    globals::LOADED_NS,
     kernel::{
         preempt,
         read::{Copied, Direct, Memory},
@@ -187,7 +186,7 @@ pub fn gather<M: Memory>(request: RequestSock<M>, passive: &mut PassiveOpen) {
     let Some(entry) = maps::request(request.key()) else {
         passive.synack_retransmits = request.retransmits();
         // Either it began before we watched, or the table had no room.
-        passive.flags |= if passive.synack_ns != 0 && passive.synack_ns >= LOADED_NS.load() {
+        passive.flags |= if passive.synack_ns != 0 && passive.synack_ns >= filter::watching_since_ns() {
             flags::SYN_TABLE_FULL
         } else {
             flags::SYN_NOT_SEEN

@@ -25,7 +25,7 @@ use crate::{
         request_sock::RequestSock,
         sock::Sock,
     },
-    maps::{self, QUEUED, RUNTIME, insert_request, new_queued},
+    maps::{self, QUEUED, RUNTIME, insert_request, new_queued, remove_request},
 };
 
 /// `struct bpf_iter_meta`.
@@ -77,26 +77,33 @@ fn request_was_there(request: RequestSock<Direct>, seen: &SocketSeen) {
         reserved: 0,
     };
     insert_request(request.key(), &entry);
+    // From 5.15 on the iterator does not hold the lock of the request's bucket: its child may have been made meanwhile,
+    // and then nobody else would take the entry out.
+    if request.is_unhashed() {
+        remove_request(request.key());
+    }
 }
 
-/// A child that was queued before us enters the table, so that it is told when it dies there.
+/// A child that was queued before us enters the table, so that it is told when it dies there. `false` when it is none of
+/// ours to enter.
 #[inline(always)]
-fn child_was_there(key: u64, ends: &Endpoints) {
+fn child_was_there(key: u64, ends: &Endpoints) -> bool {
     // Without a hook on accept() nobody would take it out again.
     if accept_is_seen() == 0
         || !filter::wants_role(ROLE_SERVER)
         || !filter::wants_ends(ends)
         || QUEUED.get_ptr(key).is_some()
     {
-        return;
+        return false;
     }
-    let Some(entry) = new_queued(key) else { return };
+    let Some(entry) = new_queued(key) else { return false };
     // SAFETY: the entry that was just made.
     unsafe {
         (*entry).generation_ns = now_ns();
         (*entry).left = 1;
         (*entry).passive.endpoints = *ends;
     }
+    true
 }
 
 /// One TCP socket. aya-ebpf has no macro for iterators; the section's name is all that the loader needs.
@@ -109,6 +116,9 @@ pub extern "C" fn hs_snapshot(context: *mut IterTcp) -> i32 {
         return 0;
     }
     let sock = Sock::<Direct>::at(common);
+    // The time first: before 5.15 nothing holds the socket, and an end that comes after the look at its state must not
+    // seem to be the earlier of the two.
+    let now = now_ns();
     let state = sock.state();
     let mut event = Event {
         header: EventHeader {
@@ -116,7 +126,7 @@ pub extern "C" fn hs_snapshot(context: *mut IterTcp) -> i32 {
             abi_version: ABI_VERSION,
             size_bytes: size_of::<Event<SocketSeen>>() as u16,
             attach: Attach::Tracepoint as u8,
-            time_ns: now_ns(),
+            time_ns: now,
             socket: common as u64,
             ..EventHeader::default()
         },
@@ -161,11 +171,13 @@ pub extern "C" fn hs_snapshot(context: *mut IterTcp) -> i32 {
             && Direct::read::<u64>(tcp, offset!(sk_socket)) == Some(0)
         {
             // close() takes an accepted socket out of these states, so one without a file is still queued.
-            seen.queued = 1;
-            child_was_there(common as u64, &seen.endpoints);
-            // Since 5.15 the iterator holds the lock of the socket; before, accept() may have come in between,
-            // and nobody else would take the entry out.
-            if Direct::read::<u64>(tcp, offset!(sk_socket)) != Some(0) {
+            let is_entered = child_was_there(common as u64, &seen.endpoints);
+            // Since 5.15 the iterator holds the lock of the socket. Before, accept() may have come in between, or the
+            // socket was an accepted one that was just closed; then nobody else would take the entry out. One that a
+            // hook entered is that hook's.
+            if sock.state() == state && Direct::read::<u64>(tcp, offset!(sk_socket)) == Some(0) {
+                seen.queued = 1;
+            } else if is_entered {
                 let _ = QUEUED.remove(common as u64);
             }
         }

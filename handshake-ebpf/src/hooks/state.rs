@@ -276,7 +276,12 @@ pub fn child_left<M: Memory>(sock: Sock<M>, queued: *mut Queued, new: u8, time_n
 #[inline(always)]
 fn child_without_probes<M: Memory>(sock: Sock<M>, new: u8, now: u64) {
     let mut ends = Endpoints::default();
-    sock.ends(&mut ends);
+    if new == TcpState::Closed as u8 {
+        // A Fast Open child that was reset: by now it has given its port back.
+        sock.ends_after_closed(&mut ends);
+    } else {
+        sock.ends(&mut ends);
+    }
     if !filter::wants_ends(&ends) {
         count(Counter::Filtered);
         return;

@@ -7,7 +7,6 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use handshake_common::{filter::Filter, offsets::Offsets};
 
 use super::{StartError, attach_problem::chain, log_messages};
-use crate::source::ring_buffer::monotonic_ns;
 
 /// Per CPU; rounded up to a power of two and bounded below.
 const RING_BYTES_PER_CPU: usize = 1 << 20;
@@ -30,7 +29,6 @@ pub(super) struct Globals {
 impl Globals {
     /// Loads the object with them; no program is loaded yet.
     pub(super) fn load(&self, bytes: &[u8], btf: &Btf, cpus: usize) -> Result<Ebpf, StartError> {
-        let loaded_ns = monotonic_ns();
         let wake_at_bytes = u64::from(self.ring_bytes) / WAKE_AT_PART;
         let log_level = log_messages::level();
         EbpfLoader::new()
@@ -38,7 +36,6 @@ impl Globals {
             .override_global("OFFSETS", &self.offsets, true)
             .override_global("FILTER", &self.filter, true)
             .override_global("LOCKED_DOWN", &self.locked_down, true)
-            .override_global("LOADED_NS", &loaded_ns, true)
             .override_global("WAKE_AT_BYTES", &wake_at_bytes, true)
             .override_global("TOLD_REASONS", &self.told_reasons, true)
             .override_global("RETRANSMIT_ERROR_IS_TOLD", &self.retransmit_error_is_told, true)

@@ -1,15 +1,15 @@
 //! Loads the object and attaches the hook table, hook by hook, by trying.
 //!
-//! The order matters: offsets and filters are set before the verifier sees a program; hooks that fill tables
-//! come first; then the kernel side is told what will be seen; the state tracepoint, which stands in for
-//! what is missing, comes last. What a newcomer would get wrong: a program that loads may still not attach
+//! The order matters: offsets and filters are set before the verifier sees a program; then everything is attached
+//! and tells nothing; then the kernel side is told what will be seen, and all hooks begin at that moment; what was under
+//! way by then is the snapshot's. What a newcomer would get wrong: a program that loads may still not attach
 //! (fentry on arm64 6.1, functions with more than six arguments), so both are tried before a way counts.
 
 use std::collections::{HashMap, HashSet};
 
 use aya::{
     Btf, Ebpf,
-    maps::{Array, Map, MapData, RingBuf},
+    maps::RingBuf,
     programs::{
         BtfTracePoint, CgroupAttachMode, FEntry, FExit, KProbe, Program as LoadedProgram, SockOps, TracePoint,
     },
@@ -20,19 +20,20 @@ use handshake_common::event::Attach;
 use super::{
     AttachChoice, Attached, HookStatus, LiveTrace, StartError, TraceOptions,
     attach_problem::{AttachProblem, chain, is_forbidden, kind, name, unless_loaded},
+    beginning::{begin_to_watch, requests_are_seen_by},
     btf::{Btf as KernelBtf, BtfError},
     canary::Canary,
     cgroup::Followed,
     counters::KernelCounters,
     globals::{Globals, ring_bytes},
-    hook_table::{HOOKS, Hook, LACKS_UNDER_LOCKDOWN, Place, Program, STATE_CHANGED, Way},
+    hook_table::{HOOKS, Hook, LACKS_UNDER_LOCKDOWN, Place, Program, Way},
     host,
     kernel_calls::{self, Object},
     log_messages,
     mib::MibReader,
     object::object,
     offsets::{self, ResolvedOffsets},
-    snapshot::{self, RUNTIME_WORDS},
+    snapshot,
     sweep::Sweeper,
 };
 use crate::{model::drop_reasons::DropReasons, source::ring_buffer::RingBufferSource};
@@ -79,9 +80,6 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
     let mut attacher = Attacher::new(&btf, options.attach, locked);
     let mut hooks = Vec::with_capacity(HOOKS.len());
     for hook in HOOKS {
-        if hook.name == STATE_CHANGED {
-            tell_kernel_side(&mut ebpf, &hooks)?;
-        }
         let status = attacher.attach(&mut ebpf, hook);
         if status.attached.is_none() && hook.required {
             return Err(attacher.refusal(hook, &status));
@@ -89,6 +87,9 @@ pub fn start(options: &TraceOptions) -> Result<LiveTrace, StartError> {
         hooks.push(status);
     }
     attacher.require_the_mode(&hooks)?;
+    begin_to_watch(&mut ebpf, &hooks).map_err(|problem| {
+        StartError::Failed(format!("the kernel side cannot be told its mode: {problem}"))
+    })?;
     let (seen, snapshot_status) = snapshot::take(&mut ebpf, &btf, &options.cgroups);
     hooks.push(snapshot_status);
     counters.watch_programs(&ebpf);
@@ -168,57 +169,6 @@ fn resolve(path: &std::path::Path, object: &[u8]) -> Result<Known, StartError> {
         retransmit_error_is_told: btf.tracepoint_args("tcp_retransmit_skb") == Some(3),
     })
 }
-
-fn attached(hooks: &[HookStatus], name: &str) -> Option<Attach> {
-    hooks.iter().find(|hook| hook.hook == name).and_then(|hook| hook.attached)
-}
-
-fn is_probe(attach: Option<Attach>) -> bool {
-    matches!(attach, Some(Attach::Fentry | Attach::Kprobe))
-}
-
-/// The kind of probe that sees requests begin, where their end is seen too.
-fn requests_are_seen_by(hooks: &[HookStatus]) -> Option<Attach> {
-    let begin = attached(hooks, "request_created").filter(|attach| is_probe(Some(*attach)));
-    begin.filter(|_| is_probe(attached(hooks, "request_died")))
-}
-
-/// `Runtime` of the kernel side: what it may rely on. See handshake-ebpf/src/maps.rs.
-fn tell_kernel_side(ebpf: &mut Ebpf, hooks: &[HookStatus]) -> Result<(), StartError> {
-    let attached = |name| attached(hooks, name);
-    let return_is_seen = match attached("connect_returned") {
-        None => 0,
-        Some(Attach::Fentry) => RETURN_BY_SOCKET,
-        Some(_) => RETURN_BY_THREAD,
-    };
-    let syn_is_seen = hooks
-        .iter()
-        .find(|hook| hook.hook == "syn_sent")
-        .is_some_and(|hook| hook.attached.is_some() && !hook.symbols.contains(&"inet_sock_set_state"));
-    let sock_ops_is_attached =
-        hooks.iter().any(|hook| hook.attached.is_some() && hook.symbols.contains(&"sock_ops"));
-    let runtime: [u32; RUNTIME_WORDS] = [
-        return_is_seen,
-        u32::from(attached("accepted").is_some() && attached("socket_destroyed").is_some()),
-        u32::from(is_probe(attached("connect_called"))) | u32::from(syn_is_seen) << 1,
-        u32::from(sock_ops_is_attached),
-        u32::from(requests_are_seen_by(hooks).is_some()),
-        // The snapshot says so, once it is taken.
-        0,
-        u32::from(attached("fast_open_answered").is_some()),
-    ];
-    let failed =
-        |problem: String| StartError::Failed(format!("the kernel side cannot be told its mode: {problem}"));
-    let map: &mut Map = ebpf.map_mut("RUNTIME").ok_or_else(|| failed("no map RUNTIME".to_owned()))?;
-    let mut array: Array<&mut MapData, [u32; RUNTIME_WORDS]> =
-        Array::try_from(map).map_err(|error| failed(error.to_string()))?;
-    array.set(0, runtime, 0).map_err(|error| failed(error.to_string()))
-}
-
-/// `Runtime::return_is_seen`: by a hook that knows the socket.
-const RETURN_BY_SOCKET: u32 = 1;
-/// `Runtime::return_is_seen`: by the system call's exit, joined by thread.
-const RETURN_BY_THREAD: u32 = 2;
 
 struct Attacher<'a> {
     btf: &'a Btf,

@@ -4,6 +4,7 @@
 //! works is found by loading **and attaching** it; no version number is ever compared.
 
 mod attach_problem;
+mod beginning;
 pub mod btf;
 mod canary;
 pub mod cgroup;

@@ -11,16 +11,12 @@ use std::{
     path::PathBuf,
 };
 
-use aya::{
-    Btf, Ebpf,
-    maps::{Array, MapData},
-    programs::Iter,
-};
+use aya::{Btf, Ebpf, programs::Iter};
 use bytes::Bytes;
 use handshake_common::event::{Attach, EventKind};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{Cgroup, HookStatus, listener_owner};
+use super::{Cgroup, HookStatus, beginning, listener_owner};
 use crate::source::SourceItem;
 
 const WITHOUT_IT: &str = "of handshakes that began before the start, those that fail are not shown and the others not flagged `seen_late`; earlier listeners are not joined to their owners";
@@ -62,27 +58,12 @@ pub fn take(ebpf: &mut Ebpf, btf: &Btf, cgroups: &[Cgroup]) -> (Vec<SourceItem>,
     }
     if status.attached.is_some()
         && status.lacks.is_empty()
-        && let Err(problem) = tell_kernel_side(ebpf)
+        && let Err(problem) = beginning::snapshot_is_complete(ebpf)
     {
         status.tried.push(format!("the kernel side cannot be told of it: {problem}"));
     }
     let owners = listener_owner::of(&items, cgroups);
     (items.into_iter().chain(owners).map(SourceItem::Event).collect(), status)
-}
-
-/// Words of the kernel side's `Runtime`.
-pub const RUNTIME_WORDS: usize = 7;
-/// Which of them is `snapshot_is_complete`.
-const IS_COMPLETE: usize = 5;
-
-/// From now on the end of a handshake whose beginning no table has is not that of one that was there before us.
-fn tell_kernel_side(ebpf: &mut Ebpf) -> Result<(), String> {
-    let map = ebpf.map_mut("RUNTIME").ok_or("the object has no map RUNTIME")?;
-    let mut array: Array<&mut MapData, [u32; RUNTIME_WORDS]> =
-        Array::try_from(map).map_err(|error| error.to_string())?;
-    let mut runtime = array.get(&0, 0).map_err(|error| error.to_string())?;
-    runtime[IS_COMPLETE] = 1;
-    array.set(0, runtime, 0).map_err(|error| error.to_string())
 }
 
 fn load<'a>(ebpf: &'a mut Ebpf, btf: &Btf) -> Result<&'a mut Iter, String> {

@@ -160,7 +160,9 @@ impl Act {
             Act::SynSent(act) => &act.ends,
             Act::ConnectFailed(act) => &act.ends,
             Act::LeftSynSent(act) => &act.ends,
-            Act::ConnectReturned { .. } | Act::FastOpenAnswered { .. } | Act::AddressRewritten { .. } => return None,
+            Act::ConnectReturned { .. } | Act::FastOpenAnswered { .. } | Act::AddressRewritten { .. } => {
+                return None;
+            }
             Act::ChildQueued(act) | Act::LeftSynReceived(act) | Act::RequestDied(act) => &act.ends,
             Act::Accepted(act) => &act.ends,
             Act::ChildDestroyed(act) => &act.ends,

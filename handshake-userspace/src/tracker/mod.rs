@@ -22,6 +22,7 @@ mod reorder;
 mod simultaneous;
 mod suspends;
 mod table;
+mod told;
 mod verdict;
 mod views;
 
@@ -44,13 +45,14 @@ use self::{
     reorder::ReorderBuffer,
     suspends::Suspends,
     table::{Patience, Table},
+    told::{Connection, Told},
 };
 use crate::model::{
-    handshake::{HandshakeUpdate, Key},
+    handshake::{Handshake, HandshakeUpdate, Key},
     health::TrackerCounts,
     mib::{Reconciliation, Tally},
-    observation::{Act, Input, Observation, SocketSeen},
-    outcome::{EvidenceKind, Flag, Outcome},
+    observation::{Act, Ends, Input, Observation, SocketSeen},
+    outcome::{EvidenceKind, Flag, Outcome, Role},
 };
 
 /// See the module.
@@ -62,6 +64,7 @@ pub struct Tracker {
     losses: Losses,
     suspends: Suspends,
     given_up: GivenUp,
+    told: Told,
     ledger: Ledger,
     counts: TrackerCounts,
     /// Attempts in the table of which no segment was let in so far.
@@ -102,6 +105,7 @@ impl Tracker {
             losses: Losses::default(),
             suspends: Suspends::default(),
             given_up: GivenUp::default(),
+            told: Told::default(),
             ledger: Ledger::default(),
             counts: TrackerCounts::default(),
             dropped_attempts: 0,
@@ -334,6 +338,12 @@ impl Tracker {
                 return;
             }
         };
+        if record.role == Role::Server && self.is_told_by_another(&identity, &record) {
+            self.counts.seen -= 1;
+            self.counts.in_flight -= 1;
+            self.counts.unmatched += 1;
+            return;
+        }
         if self.suspends.is_between(record.began_ns, self.clock_ns) {
             record.flags.push(Flag::Suspended);
             record.flags.sort_unstable();
@@ -352,6 +362,18 @@ impl Tracker {
         if let Some((ends, queued_ns)) = still_queued {
             self.follow_in_queue(identity, QueuedChild { id, ends, queued_ns }, why, out);
         }
+    }
+
+    /// Whether a passive open has its record, by events that named it otherwise. If not, this is it.
+    fn is_told_by_another(&mut self, identity: &Identity, record: &Handshake) -> bool {
+        let ends =
+            Ends { local: record.local, remote: record.remote, netns: record.netns, ..Ends::default() };
+        let connection = Connection::of(&ends, record.isn.local, record.isn.remote);
+        if connection.is_some_and(|connection| self.told.is_anothers(connection, identity.counter)) {
+            return true;
+        }
+        self.told.write(identity);
+        false
     }
 
     /// The record of a queued child is written; follows it to accept() if that can be.

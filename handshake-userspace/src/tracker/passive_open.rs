@@ -14,6 +14,7 @@ use super::{
     entry::{At, Entry, Kind, complete_ends},
     queued::Leaving,
     table::Patience,
+    told::Connection,
     verdict::errno,
 };
 use crate::model::{
@@ -118,6 +119,9 @@ impl Tracker {
                 if let Some(old) = other {
                     self.finish(old, Why::Displaced, out);
                 }
+                if self.is_told(at, &act) {
+                    return;
+                }
                 if !self.has_room() {
                     // The event at ->ESTABLISHED repeats this one. With Fast Open accept() may come before
                     // that, and must not look like a child that nobody had announced.
@@ -133,6 +137,9 @@ impl Tracker {
             child.queued_ns = child.queued_ns.or(Some(queued_ns));
             self.ledger.count_child(child, act.ends.netns, queued_ns);
             if child.established_ns.is_none() && !child.closed {
+                if let Some(connection) = connection_of(&act) {
+                    self.told.is_anothers(connection, entry.identity.counter);
+                }
                 child.complete_by(act);
             }
         }
@@ -169,9 +176,13 @@ impl Tracker {
                 }
                 _ => {
                     self.finish(entry, Why::Displaced, out);
+                    if self.is_told(at, &act) {
+                        return;
+                    }
                     self.begin_or_continue(at, act.queued_ns.unwrap_or(at.time_ns), &act)
                 }
             },
+            None if self.is_told(at, &act) => return,
             None => self.begin_or_continue(at, act.queued_ns.unwrap_or(at.time_ns), &act),
         };
         entry.identity.fed_by(at);
@@ -191,14 +202,27 @@ impl Tracker {
                     child.closed_ns = Some(at.time_ns);
                 }
             }
+            if let Some(connection) = connection_of(&act) {
+                self.told.is_anothers(connection, entry.identity.counter);
+            }
             child.complete_by(act);
         }
         self.settle_child(entry, out);
     }
 
+    /// Whether what this event would begin is told already, or about to be; then that is counted.
+    fn is_told(&mut self, at: At, act: &PassiveOpen) -> bool {
+        let is_told = self.told.covers(at, connection_of(act));
+        self.counts.unmatched += u64::from(is_told);
+        is_told
+    }
+
     /// A request sock died half open. Its address is not a socket's, so it meets no entry, and its record
     /// needs nothing more.
     pub(super) fn request_died(&mut self, at: At, act: Box<PassiveOpen>, out: &mut Vec<HandshakeUpdate>) {
+        if self.is_told(at, &act) {
+            return;
+        }
         let mut entry = self.begin_or_continue(at, at.time_ns, &act);
         // A SYN-ACK that its timer sends may be answered by a RST within the timer's own call.
         if act.reset_received && !act.end_not_seen && !act.still_open {
@@ -260,7 +284,7 @@ impl Tracker {
                     self.begin_child(at, act.queued_ns)
                 }
             },
-            None if self.given_up.covers(act.queued_ns) => {
+            None if self.given_up.covers(act.queued_ns) || self.told.is_written(at.socket) => {
                 self.counts.unmatched += 1;
                 return;
             }
@@ -304,7 +328,7 @@ impl Tracker {
                     self.begin_child(at, act.queued_ns)
                 }
             },
-            None if self.given_up.covers(act.queued_ns) => {
+            None if self.given_up.covers(act.queued_ns) || self.told.is_written(at.socket) => {
                 self.counts.unmatched += 1;
                 return;
             }
@@ -350,6 +374,10 @@ impl Tracker {
             self.keep(entry, Patience::Silence, out);
         }
     }
+}
+
+fn connection_of(act: &PassiveOpen) -> Option<Connection> {
+    Connection::of(&act.ends, act.agreed.local_isn, act.agreed.remote_isn)
 }
 
 /// 1 if the kernel gave up a socket in SYN-RECEIVED, by tcp_done(): that leaves an error on it.

@@ -108,7 +108,11 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         failed_after_ns: between(syn_ns.or(called_ns), failed_ns),
         // In a simultaneous open the SYN that came is no answer to ours.
         rtt_ns: wire_ns.filter(|_| open.syn_retransmits == 0 && !is_crossed),
-        kernel_rtt_us: agreed.srtt_us.filter(|_| established && !agreed.repair),
+        kernel_rtt_us: agreed
+            .srtt_us
+            .filter(|_| established && !agreed.repair)
+            // Read off the socket later, it would be of the data's round trips too.
+            .filter(|_| !end.as_deref().is_some_and(was_read_later)),
         phases: Phases {
             local_ns: if open.deferred { None } else { between(called_ns, syn_ns) },
             wire_ns,
@@ -155,6 +159,11 @@ pub(super) fn of_active_open(open: ActiveOpen, dropped: Option<Dropped>, head: H
         dropped,
         attach: head.attach,
     }
+}
+
+/// Whether the socket was asked when the handshake had been over for a while.
+fn was_read_later(end: &LeftSynSent) -> bool {
+    end.found_late && (end.end_time_unknown || end.call_returned)
 }
 
 fn judge_active(open: &ActiveOpen) -> Option<Verdict> {

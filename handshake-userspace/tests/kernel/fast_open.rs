@@ -397,3 +397,64 @@ fn a_fast_open_childs_syn_ack_that_is_sent_again_is_counted() {
         drop((client, taken));
     }
 }
+
+#[test]
+fn a_fast_open_child_that_is_reset_before_the_final_ack_has_both_its_ports() {
+    if !is_fit("a_fast_open_child_that_is_reset_before_the_final_ack_has_both_its_ports") {
+        return;
+    }
+    let pair = Pair::new();
+    for netns in [&pair.client, &pair.server] {
+        netns.set("ipv4/tcp_fastopen", "3");
+    }
+    let watch = Watch::begin();
+    let listener = pair.server.on_thread("hs-listen", || {
+        let listener = TcpListener::bind((SERVER_V4, 0)).expect("a port is free");
+        set_option(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16);
+        listener
+    });
+    let to: SocketAddr = listener.local_addr().expect("it is bound");
+    let connect = || {
+        let client = tcp_socket();
+        set_option(&client, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
+        client.connect(&to.into()).expect("it returns before any SYN left");
+        client
+    };
+    pair.client.on_thread("hs-cookie", || {
+        let client = connect();
+        client.send(b"x").expect("it waits for the handshake");
+        drop(client);
+    });
+    drop(pair.server.on_thread("hs-server", || listener.accept().expect("a child is queued")));
+    pair.server_reaches_client(false);
+    let port = pair.client.on_thread("hs-client", || {
+        let client = connect();
+        client.set_nonblocking(true).expect("it can be set");
+        client.send(b"x").expect("the SYN takes it along");
+        port_of(&client)
+    });
+    // Nobody has that port any more, so the SYN-ACK that is sent again is answered by a RST.
+    pair.server.on_thread("hs-wait", || wait_for_request(to.port()));
+    pair.server_reaches_client(true);
+    let server = watch.wait_for("the child that was reset", |record| {
+        record.is("server", to.port()) && record.number("remote.port") == Some(port)
+    });
+    if has_probes() {
+        server.expect_text("outcome", "reset").expect_number("local.port", u64::from(to.port()));
+        assert!(server.has_flag("fast_open"), "{server}");
+    } else {
+        // That the error was a RST's only a table would know, which a child enters when it is ESTABLISHED there.
+        server
+            .whole("server", "reset", &pair.server)
+            .evidence("socket_error", Some("ECONNRESET"))
+            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .within("failed_after_ns", 900..=60_000)
+            .number_in("evidence.syn_acks", 2..=20)
+            .number_in("retransmits.syn_ack", 1..=20)
+            .flags(&[])
+            .nothing_else();
+    }
+    let servers = all_of(watch.end(), &pair.server);
+    assert_eq!(count(&servers, "server"), 2, "{servers:?}");
+    drop(listener);
+}

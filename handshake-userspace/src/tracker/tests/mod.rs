@@ -15,3 +15,4 @@ mod second_account;
 mod servers;
 mod simultaneous;
 mod suspends;
+mod told_once;

@@ -19,14 +19,22 @@ script_words!(Server);
 
 /// A listener of process 80 to which a client connects.
 pub(crate) fn given_listener() -> Server {
-    given_listener_at(0xd000)
+    given_listener_at(USUAL)
 }
+
+/// Where a script's child is unless it says so.
+const USUAL: u64 = 0xd000;
 
 pub(crate) fn given_listener_at(address: u64) -> Server {
     let mut script = Script::new(address);
     script
         .observe_at(SocketKey { address: LISTENER, generation_ns: None }, Act::ListenerOpened(listener(80)));
-    Server { script, facts: half_open(), reset_ns: None }
+    let mut facts = half_open();
+    if address != USUAL {
+        // No two connections have the same ISNs.
+        facts.agreed.remote_isn = Some(address as u32);
+    }
+    Server { script, facts, reset_ns: None }
 }
 
 pub(crate) fn listener(pid: u32) -> Listener {
