@@ -124,7 +124,6 @@ fn cookie_of_option(ops: *mut bpf_sock_ops, kind: u8, number: usize) -> u32 {
     }
     // SAFETY: the context is the program's own, and the helper writes no more than it is told.
     let length = unsafe { generated::bpf_load_hdr_opt(ops, option.as_mut_ptr().cast(), LONGEST as u32, 0) };
-    let length = i64::from(length);
     if length < 0 {
         return if length == -ENOMSG || length == -ENOSPC { cookie::NOT_SENT } else { cookie::UNKNOWN };
     }
