@@ -15,6 +15,7 @@ use crate::{
 
 /// Keeps who opens an MPTCP connection; for a subflow that joins one puts who opened that in the place of the worker
 /// that runs, and nobody where that is not known.
+#[expect(clippy::needless_borrows_for_generic_args, reason = "by value it would be copied over the stack")]
 #[inline(always)]
 pub fn owner_of_subflow<M: Memory>(sock: Sock<M>, owner: &mut Owner) {
     let context = sock.subflow_context();

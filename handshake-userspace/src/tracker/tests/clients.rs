@@ -185,7 +185,7 @@ fn socket_in_syn_sent_at_our_start_is_seen_late() {
             state: TcpState::SynSent,
             queued: false,
         };
-        client.script.observe(crate::model::observation::Act::SocketSeen(seen));
+        client.script.observe(Act::SocketSeen(seen));
         let record = client.wait(MS).syn_ack().expect(Outcome::Established);
         assert_eq!(record.flags, vec![Flag::SeenLate]);
         assert_eq!(record.latency_ns, None, "nobody saw the SYN");
@@ -225,7 +225,7 @@ fn syn_for_which_the_kernel_side_had_no_room_is_not_seen_late() {
 fn answer_that_is_later_than_the_end_is_no_wire_time() {
     let client = given_client().syn().wait(MS).with(|facts| facts.answered_ns = Some(START + SEC));
     let mut acts = client.syn_ack().script.acts;
-    if let crate::model::observation::Act::LeftSynSent(left) = &mut acts[1].act {
+    if let Act::LeftSynSent(left) = &mut acts[1].act {
         left.answered_ns = Some(START + SEC);
     }
     let record = given_client().wait(MS).scripted(|script| script.acts = acts).expect(Outcome::Established);
@@ -238,7 +238,7 @@ fn stamps_that_run_backwards_are_absent_and_never_wrapped() {
     let client = given_client().with(|facts| facts.called_ns = Some(START + SEC)).syn().wait(MS);
     let client = client.syn_ack();
     let mut wrong = client.clone().script.acts;
-    if let crate::model::observation::Act::LeftSynSent(left) = &mut wrong[1].act {
+    if let Act::LeftSynSent(left) = &mut wrong[1].act {
         left.syn_sent_ns = Some(START + 2 * SEC);
     }
     let record = client.scripted(|script| script.acts = wrong).expect(Outcome::Established);
