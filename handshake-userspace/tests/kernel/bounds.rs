@@ -45,12 +45,14 @@ fn in_thirds(tally: &Tally, count: u64, mut load: impl FnMut(u64)) -> Load {
         load(part);
         *peak_kib = tally.peak_kib();
     }
-    Load { count, peaks_kib, took: begun.elapsed() }
+    Load { count, lost: 0, peaks_kib, took: begun.elapsed() }
 }
 
 /// A load that was given.
 struct Load {
     count: u64,
+    /// What was sent and never arrived: the link had no room for it, and the kernel may say so.
+    lost: u64,
     peaks_kib: [u64; 3],
     took: Duration,
 }
@@ -215,6 +217,7 @@ fn send(pair: &Pair, to: SocketAddr, tally: &Tally, count: u64) -> (Load, u64) {
     // On a busy machine the link between the hosts may have no room for some; only what arrives is the kernel's.
     assert!(arrived <= count && arrived >= count / 100 * 98, "{arrived} of {count} SYNs arrived");
     load.count = arrived;
+    load.lost = count - arrived;
     (load, kernels_count(&pair.server, "ListenDrops") - dropped)
 }
 
@@ -248,7 +251,7 @@ fn a_syn_flood_without_cookies_is_told_or_counted_to_the_last_syn() {
         // Neither a drop nor the death of a request can be seen. Requests = remembered + no room.
         load.judge("flood", told, room, &total);
         let requests = count - dropped;
-        assert_eq!(told, 0, "{:?}", total.outcomes);
+        assert!(told <= load.lost, "{} lost on the way: {:?}", load.lost, total.outcomes);
         assert!(
             room <= requests && requests - room >= REMEMBERED,
             "{requests} requests, {room} without room"
@@ -279,7 +282,7 @@ fn a_syn_flood_answered_by_cookies_hides_no_connection() {
     if has_probes() {
         adds_up(count, told, cookies + room, &total);
     } else {
-        assert!(told == 0 && room <= count - cookies, "{cookies} cookies sent: {}", total.health);
+        assert!(told <= load.lost && room <= count - cookies, "{cookies} cookies sent: {}", total.health);
     }
 }
 
@@ -304,7 +307,7 @@ fn connections_left_half_open_are_told_or_counted_and_hide_no_other() {
     if has_probes() {
         adds_up(count, told, room, &total);
     } else {
-        assert_eq!(told, 0, "{:?}", total.outcomes);
+        assert!(told <= load.lost, "{} lost on the way: {:?}", load.lost, total.outcomes);
     }
     assert!(room > 0 && count - room >= REMEMBERED, "{room} without room");
 }

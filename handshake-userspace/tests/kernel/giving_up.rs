@@ -293,10 +293,14 @@ fn a_namespace_that_goes_while_a_handshake_is_open_takes_it_along() {
     let client = client.lose_name();
     drop((server, socket));
     let record = watch.wait_in(&client, "client", to.port());
-    unanswered(&record, "cancelled", &client, to.port(), 0)
+    // A busy machine may take its name away later than the kernel waits for an answer.
+    let again = record.number("retransmits.syn").expect("SYNs are counted");
+    assert!(again <= 2, "{record}");
+    unanswered(&record, "cancelled", &client, to.port(), again)
         .evidence("closed_in_syn_sent", None)
         .thread("hs-client")
-        .within("failed_after_ns", AT_ONCE)
+        .within("failed_after_ns", again * 950..=again * 2_500 + 900)
+        .also(again > 0, |whole| whole.within("retransmits.waited_ns", 950..=3_500))
         .flags(&["non_blocking"])
         .nothing_else();
     assert_eq!(all_of(watch.end(), &client).len(), 1);
@@ -366,10 +370,11 @@ fn a_socket_that_lingers_in_syn_sent_after_its_timeout_can_still_be_established(
         .joined()
         .agreed(ETHERNET_MSS)
         .within("phases.local_ns", AT_ONCE)
-        .within("latency_ns", 950..=1_700)
-        .within("phases.wire_ns", 950..=1_700)
-        .syns(1)
-        .within("retransmits.waited_ns", 950..=1_400)
+        .within("latency_ns", 950..=2_700)
+        .within("phases.wire_ns", 950..=2_700)
+        // On a busy machine there may be a third SYN before the link leads somewhere.
+        .number_in("retransmits.syn", 1..=2)
+        .within("retransmits.waited_ns", 950..=2_400)
         .flags(&["non_blocking"])
         .nothing_else();
     // The lost SYN is nothing that a server could know of.
