@@ -242,6 +242,8 @@ pub struct InSoftirq {
     pub created: u64,
     /// The latest child that found `QUEUED` full. Its event went out, so it is no child that nobody announced.
     pub unqueued: u64,
+    /// The latest child in SYN-RECEIVED, without a place in `QUEUED`, that a RST was for.
+    pub reset_child: u64,
     /// A SYN that was answered by a RST or an ICMP error, and that somebody is about to free.
     pub rejected: u64,
     /// When.

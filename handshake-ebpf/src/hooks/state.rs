@@ -10,6 +10,7 @@ use handshake_common::{
     endpoint::Endpoints,
     event::{
         Attach, EventKind,
+        active_open::flags as active_flags,
         listener::Listener,
         passive_open::{PassiveOpen, flags},
     },
@@ -21,6 +22,7 @@ use super::{
     accept_queue, active_open, argument,
     child_queued::accept_is_seen,
     listening,
+    reset::ends_child,
     subflow::{closed_before_queued, joining, joining_attach},
 };
 use crate::{
@@ -143,7 +145,12 @@ fn left_syn_received<M: Memory>(sock: Sock<M>, new: u8) {
         let generation_ns = unsafe { (*open).generation_ns };
         submit(EventKind::LeftSynReceived, Attach::Common, key, generation_ns, |event: &mut PassiveOpen| {
             // SAFETY: a live entry.
-            event.endpoints = unsafe { (*open).endpoints };
+            unsafe {
+                event.endpoints = (*open).endpoints;
+                if (*open).flags & active_flags::RESET_RECEIVED != 0 {
+                    event.flags |= flags::RESET_RECEIVED;
+                }
+            }
             finish(sock, new, true, event);
         });
         return;
@@ -258,14 +265,22 @@ fn child_without_probes<M: Memory>(sock: Sock<M>, new: u8, now: u64) {
         return;
     }
     let cookie = sock.cookie();
+    let (mut known, mut queued_ns) = (accept_is_seen(), now);
+    if new == TcpState::Closed as u8 {
+        // Fast Open's: it has been in the accept queue since the SYN, and stays there.
+        known |= flags::FAST_OPEN;
+        queued_ns = 0;
+        if ends_child(sock.key()) {
+            known |= flags::RESET_RECEIVED;
+        }
+    }
     let fill = |passive: &mut PassiveOpen| {
         passive.endpoints = ends;
-        passive.flags |= accept_is_seen();
-        passive.queued_ns = now;
+        passive.flags |= known;
+        passive.queued_ns = queued_ns;
         syn_by_cookie(cookie, passive);
     };
-    let entry = if new == TcpState::Established as u8 { new_queued(sock.key()) } else { None };
-    if let Some(entry) = entry {
+    if let Some(entry) = new_queued(sock.key()) {
         // SAFETY: the entry that was just made.
         unsafe {
             (*entry).generation_ns = now;

@@ -62,7 +62,8 @@ impl Child {
     /// Whether it can still leave the accept queue, and we would see that.
     pub(super) fn is_in_queue(&self) -> bool {
         let is_seen = self.half_open.as_ref().is_some_and(|half_open| half_open.accept_is_seen);
-        let was_queued = self.queued_ns.is_some() || self.established_ns.is_some();
+        // Fast Open's child is queued when it is made.
+        let was_queued = self.queued_ns.is_some() || self.established_ns.is_some() || self.is_fast_open();
         is_seen && was_queued && self.taken.is_none() && !self.destroyed && !self.request_died
     }
 
