@@ -184,8 +184,8 @@ pub struct Queued {
     pub left: u32,
     /// 1: it was seen to have a file, so accept() has taken it, though no hook on accept() has said so.
     pub has_owner: u32,
-    /// Keeps the layout free of padding.
-    pub reserved: u32,
+    /// 1: its owner closed it in SYN-RECEIVED (Fast Open); how the handshake ends shows when it is CLOSED.
+    pub closed_early: u32,
 }
 
 /// See [`CONNECT_CALLS`].

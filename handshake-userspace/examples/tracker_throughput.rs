@@ -111,6 +111,7 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         still_open: false,
         reset_sent: false,
         mptcp_join: false,
+        acknowledged: false,
         own: false,
     };
     let left = LeftSynSent {

@@ -41,6 +41,8 @@ pub mod flags {
     pub const RESET_SENT: u32 = 1 << 13;
     /// A further subflow of an MPTCP connection: accept() never returns it.
     pub const MPTCP_JOIN: u32 = 1 << 14;
+    /// The final ACK came after the child's owner had closed it: it never was ESTABLISHED.
+    pub const ACKNOWLEDGED: u32 = 1 << 15;
 }
 
 /// All that is known of one passive open.

@@ -33,7 +33,7 @@ fn reset_received<M: Memory>(sock: Sock<M>) {
     if let Some(queued) = QUEUED.get_ptr_mut(socket) {
         // SAFETY: a live entry; the socket's lock is held.
         unsafe {
-            if half_open {
+            if half_open || (*queued).closed_early != 0 {
                 (*queued).passive.flags |= passive_open::flags::RESET_RECEIVED;
             }
             // One with a file has left the queue, though its accept() was not seen.

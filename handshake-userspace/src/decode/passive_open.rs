@@ -49,6 +49,7 @@ pub(super) fn passive_open(raw: &raw::PassiveOpen) -> Result<Box<PassiveOpen>, D
         still_open: has(flags::STILL_OPEN),
         reset_sent: has(flags::RESET_SENT),
         mptcp_join: has(flags::MPTCP_JOIN),
+        acknowledged: has(flags::ACKNOWLEDGED),
     }))
 }
 

@@ -201,6 +201,7 @@ fn half_open() -> PassiveOpen {
         still_open: false,
         reset_sent: false,
         mptcp_join: false,
+        acknowledged: false,
         own: false,
     }
 }
