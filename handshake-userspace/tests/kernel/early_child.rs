@@ -16,7 +16,8 @@ use super::{
     netns::{CLIENT_V4, Pair, SERVER_V4},
     record::{Record, all_of, count},
     traffic::{
-        SYN_RECEIVED, accept_in, finish, reset, set_option, tcp_socket, wait_for_request, wait_for_state,
+        ESTABLISHED, SYN_RECEIVED, accept_in, finish, reset, set_option, tcp_socket, until, wait_for_request,
+        wait_for_state,
     },
     watch::Watch,
     whole::{AT_ONCE, ETHERNET_MSS, Whole, expect_one_handshake},
@@ -88,6 +89,21 @@ impl Willing {
         self.pair.client.on_thread("hs-client", || finish(client).expect("a SYN-ACK arrives"));
     }
 
+    /// Waits until a segment of the connection from this port was sent again: the kernel counts that in its own table.
+    pub fn wait_for_syn_ack_again(&self, port: u16) {
+        self.pair.server.on_thread("hs-wait", || {
+            until("the SYN-ACK was sent again", || {
+                std::fs::read_to_string("/proc/thread-self/net/tcp").is_ok_and(|text| {
+                    let child = format!(":{port:04X} 03 ");
+                    let count = |line: &str| line.split_whitespace().nth(6).map(str::to_owned);
+                    text.lines()
+                        .filter(|line| line.contains(&child))
+                        .any(|line| count(line).as_deref() != Some("00000000"))
+                })
+            });
+        });
+    }
+
     /// The server's record of the connection from this port, by that end: a child that is closed half open has lost its
     /// own port where there are no probes.
     pub fn server_of(&self, watch: &Watch, port: u16) -> Record {
@@ -154,6 +170,46 @@ impl Willing {
             .queued(1..=20, 128..=4_096)
             .flags(&["fast_open"])
     }
+}
+
+#[test]
+fn a_fast_open_child_accepted_before_it_is_established_has_one_record() {
+    const CONNECTIONS: usize = 5;
+    if !is_fit("a_fast_open_child_accepted_before_it_is_established_has_one_record") {
+        return;
+    }
+    let watch = Watch::begin();
+    let willing = Willing::new();
+    let taken: Vec<_> = std::iter::repeat_with(|| {
+        let (client, port) = willing.half_open();
+        (client, port, willing.accept())
+    })
+    .take(CONNECTIONS)
+    .collect();
+    for (client, port, accepted) in taken {
+        willing.let_through(&client);
+        willing.pair.server.on_thread("hs-wait", || wait_for_state(port, ESTABLISHED));
+        // A child that was reset goes to CLOSED without FIN, and so is destroyed at once.
+        reset(accepted);
+        drop(client);
+        let (client, server) = (willing.client_of(&watch, port), willing.server_of(&watch, port));
+        expect_one_handshake(&client, &server);
+        willing.expect_client(&client);
+        willing
+            .server_whole(&server, "established", 1..=20)
+            .thread("hs-server")
+            .joined()
+            .agreed(ETHERNET_MSS)
+            .within("latency_ns", SENT_AGAIN)
+            .also(has_probes(), |whole| {
+                whole.within("phases.ack_ns", SENT_AGAIN).within("phases.accept_ns", AT_ONCE)
+            })
+            .nothing_else();
+    }
+    let records = watch.end();
+    let at = |netns| all_of(records.clone(), netns);
+    assert_eq!(count(&at(&willing.pair.client), "client"), CONNECTIONS + 1, "{records:?}");
+    assert_eq!(count(&at(&willing.pair.server), "server"), CONNECTIONS + 1, "{records:?}");
 }
 
 #[test]
