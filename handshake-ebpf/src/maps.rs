@@ -199,8 +199,8 @@ pub struct Queued {
     pub left: u32,
     /// 1: it was seen to have a file, so accept() has taken it, though no hook on accept() has said so.
     pub has_owner: u32,
-    /// Keeps the layout free of padding.
-    pub reserved: u32,
+    /// 1: its owner closed it in SYN-RECEIVED (Fast Open); how the handshake ends shows when it is CLOSED.
+    pub closed_early: u32,
 }
 
 /// See [`CONNECT_CALLS`].
@@ -261,6 +261,8 @@ pub struct InSoftirq {
     pub created: u64,
     /// The latest child that found `QUEUED` full. Its event went out, so it is no child that nobody announced.
     pub unqueued: u64,
+    /// The latest child in SYN-RECEIVED, without a place in `QUEUED`, that a RST was for.
+    pub reset_child: u64,
     /// A SYN that was answered by a RST or an ICMP error, and that somebody is about to free.
     pub rejected: u64,
     /// When.

@@ -118,6 +118,7 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         reset_sent: false,
         mptcp_join: false,
         icmp_received: false,
+        acknowledged: false,
         own: false,
     };
     let left = LeftSynSent {

@@ -43,6 +43,8 @@ pub mod flags {
     pub const MPTCP_JOIN: u32 = 1 << 14;
     /// An ICMP error that answered its SYN-ACK ended it: the client can't be reached.
     pub const ICMP_RECEIVED: u32 = 1 << 15;
+    /// The final ACK came after the child's owner had closed it: it never was ESTABLISHED.
+    pub const ACKNOWLEDGED: u32 = 1 << 16;
 }
 
 /// All that is known of one passive open.

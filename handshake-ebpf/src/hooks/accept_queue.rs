@@ -23,7 +23,7 @@ use handshake_common::{
 use super::{
     active_open, argument,
     child_queued::accept_is_seen,
-    state::{child_left, syn_by_cookie},
+    state::{child_left, closed_early_ends, syn_by_cookie},
 };
 use crate::{
     emit::{count, now_ns, submit},
@@ -177,8 +177,15 @@ fn early_child<M: Memory>(child: Sock<M>, ends: &Endpoints) -> u64 {
 /// seen: it came through io_uring or from a 32-bit program (tracepoint mode), returned MPTCP's master socket, or the
 /// kernel skipped our program.
 #[inline(always)]
-pub fn owner_shows<M: Memory>(sock: Sock<M>, sends_fin: bool) {
+pub fn owner_shows<M: Memory>(sock: Sock<M>, old: u8, sends_fin: bool) {
     let Some(queued) = QUEUED.get_ptr_mut(sock.key()) else { return };
+    // SAFETY: a live entry; the socket's lock is held.
+    if unsafe { (*queued).closed_early } != 0 {
+        // Its FIN is long sent: this is ->CLOSED.
+        closed_early_ends(sock, queued, old);
+        let _ = QUEUED.remove(sock.key());
+        return;
+    }
     if sends_fin {
         // Only an owner does that. MPTCP takes the file from its subflows before.
         accepted_unseen(sock.key(), queued);

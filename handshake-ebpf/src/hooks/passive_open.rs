@@ -17,7 +17,7 @@ use handshake_common::{
     },
     filter::ROLE_SERVER,
     request::Request,
-    tcp::{ACK, FIN, Negotiated, RST, SYN, known},
+    tcp::{ACK, FIN, Negotiated, RST, SYN, TcpState, known},
 };
 
 use super::{argument, request_end};
@@ -31,7 +31,7 @@ use crate::{
         sk_buff,
         sock::Sock,
     },
-    maps::{self, IN_SOFTIRQ, insert_new_request, insert_request},
+    maps::{self, IN_SOFTIRQ, QUEUED, insert_new_request, insert_request},
 };
 
 /// A segment reached a listener. Only a SYN is of interest: its time is noted for the request that the
@@ -119,6 +119,9 @@ pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>,
             // SAFETY: this CPU's own entry.
             unsafe { (*work).reset_request = request.key() };
         }
+        if segment & (RST | SYN | ACK) == ACK {
+            closed_child_acknowledged(listener, request, skb);
+        }
         return;
     };
     // SAFETY: a live entry. Two CPUs may race for one request; what can be lost is one count of a SYN.
@@ -151,6 +154,27 @@ pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>,
                 (*entry).accept_queue_limit = limit;
                 final_ack_dropped(request.key(), skb);
             }
+        }
+    }
+}
+
+/// Fast Open's child asks about its own request. When its owner has closed it, no change of state says when the final
+/// ACK came.
+#[inline(always)]
+fn closed_child_acknowledged<M: Memory>(child: Sock<M>, request: RequestSock<M>, skb: *const u8) {
+    if child.state() != TcpState::FinWait1 as u8 {
+        return;
+    }
+    let Some(queued) = QUEUED.get_ptr_mut(child.key()) else { return };
+    if let Some(number) = sk_buff::acknowledges::<M>(skb)
+        && !request.is_acknowledged_up_to(number)
+    {
+        return;
+    }
+    // SAFETY: a live entry; the child's lock is held.
+    unsafe {
+        if (*queued).closed_early != 0 && (*queued).passive.final_ack_ns == 0 {
+            (*queued).passive.final_ack_ns = now_ns();
         }
     }
 }

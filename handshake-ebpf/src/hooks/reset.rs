@@ -35,12 +35,34 @@ fn reset_received<M: Memory>(sock: Sock<M>) {
         // SAFETY: this CPU's own entry.
         unsafe { (*work).reset_request = socket };
     }
-    // One with a file has left the queue, though its accept() was not seen.
-    if let Some(queued) = QUEUED.get_ptr_mut(socket)
-        && !sock.has_a_file()
-    {
+    let half_open = sock.state() == TcpState::SynReceived as u8;
+    if let Some(queued) = QUEUED.get_ptr_mut(socket) {
         // SAFETY: a live entry; the socket's lock is held.
-        unsafe { (*queued).reset_ns = now_ns() };
+        unsafe {
+            if half_open || (*queued).closed_early != 0 {
+                (*queued).passive.flags |= passive_open::flags::RESET_RECEIVED;
+            }
+            // One with a file has left the queue, though its accept() was not seen.
+            if !sock.has_a_file() {
+                (*queued).reset_ns = now_ns();
+            }
+        }
+    } else if half_open && let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) {
+        // Fast Open's child where no probe queued it: it is CLOSED within this call.
+        // SAFETY: this CPU's own entry.
+        unsafe { (*work).reset_child = socket };
+    }
+}
+
+/// Whether the RST that this CPU works on ends this child, of which the tables hold nothing; asked once.
+#[inline(always)]
+pub fn ends_child(child: u64) -> bool {
+    let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own entry.
+    unsafe {
+        let is_it = (*work).reset_child == child;
+        (*work).reset_child = 0;
+        is_it
     }
 }
 

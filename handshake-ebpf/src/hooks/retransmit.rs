@@ -79,8 +79,9 @@ fn moved(listener: u64, copy: u64) -> bool {
 #[inline(always)]
 fn syn_ack_sent_again<M: Memory>(sender: Sock<M>, request: RequestSock<M>) {
     let listener = sender.key();
-    // Fast Open's child sends it itself, and its request is in no table.
-    if sender.state() == TcpState::SynReceived as u8
+    // Fast Open's child sends it itself, though its owner has closed it, and its request is in no table.
+    let state = sender.state();
+    if (state == TcpState::SynReceived as u8 || state == TcpState::FinWait1 as u8)
         && let Some(queued) = QUEUED.get_ptr_mut(sender.key())
     {
         // SAFETY: a live entry. Timer and segments hold the child's lock.

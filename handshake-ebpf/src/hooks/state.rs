@@ -10,11 +10,12 @@ use handshake_common::{
     endpoint::Endpoints,
     event::{
         Attach, EventKind,
+        active_open::flags as active_flags,
         listener::Listener,
         passive_open::{ChildUndone, PassiveOpen, flags},
     },
     filter::{ROLE_CLIENT, ROLE_SERVER},
-    tcp::TcpState,
+    tcp::{TcpState, known},
 };
 
 use super::{
@@ -22,6 +23,7 @@ use super::{
     child_queued::accept_is_seen,
     connect_call::remote_of_caller,
     listening, opener,
+    reset::ends_child,
     subflow::{closed_before_queued, joining, joining_attach},
 };
 use crate::{
@@ -70,7 +72,7 @@ fn state_changes<M: Memory>(sock: Sock<M>, old: u8, new: u8) {
     } else if old == LISTEN && new == CLOSED && sock.is_tcp() {
         listener(sock, EventKind::ListenerClosed);
     } else if new == FIN_WAIT1 || new == LAST_ACK || new == CLOSE_WAIT || new == CLOSED {
-        accept_queue::owner_shows(sock, new == FIN_WAIT1 || new == LAST_ACK);
+        accept_queue::owner_shows(sock, old, new == FIN_WAIT1 || new == LAST_ACK);
     }
 }
 
@@ -139,6 +141,10 @@ fn left_syn_received<M: Memory>(sock: Sock<M>, new: u8) {
     if let Some(queued) = QUEUED.get_ptr_mut(key) {
         // SAFETY: a live entry; the socket's lock is held.
         let accepted = unsafe { (*queued).accepted };
+        if accepted != 0 && new == TcpState::FinWait1 as u8 {
+            closed_early(sock, queued);
+            return;
+        }
         child_left(sock, queued, new, 0);
         if accepted != 0 {
             let _ = QUEUED.remove(key);
@@ -150,7 +156,12 @@ fn left_syn_received<M: Memory>(sock: Sock<M>, new: u8) {
         let generation_ns = unsafe { (*open).generation_ns };
         submit(EventKind::LeftSynReceived, Attach::Common, key, generation_ns, |event: &mut PassiveOpen| {
             // SAFETY: a live entry.
-            event.endpoints = unsafe { (*open).endpoints };
+            unsafe {
+                event.endpoints = (*open).endpoints;
+                if (*open).flags & active_flags::RESET_RECEIVED != 0 {
+                    event.flags |= flags::RESET_RECEIVED;
+                }
+            }
             finish(sock, new, true, event);
         });
         return;
@@ -272,6 +283,41 @@ pub fn child_left<M: Memory>(sock: Sock<M>, queued: *mut Queued, new: u8, time_n
     slot.submit();
 }
 
+/// Fast Open's child whose owner closes it before the final ACK, as a server does that answers at once. The handshake
+/// goes on in FIN-WAIT-1. What the SYN announced is known; the client's window and the round trip are not yet.
+#[inline(always)]
+fn closed_early<M: Memory>(sock: Sock<M>, queued: *mut Queued) {
+    // SAFETY: a live entry; the socket's lock is held.
+    unsafe {
+        (*queued).closed_early = 1;
+        let negotiated = &mut (*queued).passive.negotiated;
+        sock.negotiated(negotiated, false);
+        negotiated.known &= !(known::SRTT | known::WINDOWS);
+    }
+}
+
+/// Such a child is CLOSED, from the state `old`. Every state but FIN-WAIT-1 is reached by an acceptable ACK alone.
+#[inline(always)]
+pub fn closed_early_ends<M: Memory>(sock: Sock<M>, queued: *const Queued, old: u8) {
+    // SAFETY: a live entry, here and below.
+    let generation_ns = unsafe { (*queued).generation_ns };
+    submit(
+        EventKind::LeftSynReceived,
+        Attach::Common,
+        sock.key(),
+        generation_ns,
+        |event: &mut PassiveOpen| {
+            // SAFETY: as above.
+            unsafe { words::copy(&raw const (*queued).passive, event) };
+            finish(sock, TcpState::Closed as u8, false, event);
+            event.old_state = old;
+            if old != TcpState::FinWait1 as u8 || event.final_ack_ns != 0 || sock.syn_was_acknowledged() {
+                event.flags |= flags::ACKNOWLEDGED;
+            }
+        },
+    );
+}
+
 /// No probe saw this child: it is queued now, and its SYN may have been noted under its cookie.
 #[inline(always)]
 fn child_without_probes<M: Memory>(sock: Sock<M>, new: u8, now: u64) {
@@ -287,14 +333,22 @@ fn child_without_probes<M: Memory>(sock: Sock<M>, new: u8, now: u64) {
         return;
     }
     let cookie = sock.cookie();
+    let (mut known, mut queued_ns) = (accept_is_seen(), now);
+    if new == TcpState::Closed as u8 {
+        // Fast Open's: it has been in the accept queue since the SYN, and stays there.
+        known |= flags::FAST_OPEN;
+        queued_ns = 0;
+        if ends_child(sock.key()) {
+            known |= flags::RESET_RECEIVED;
+        }
+    }
     let fill = |passive: &mut PassiveOpen| {
         passive.endpoints = ends;
-        passive.flags |= accept_is_seen();
-        passive.queued_ns = now;
+        passive.flags |= known;
+        passive.queued_ns = queued_ns;
         syn_by_cookie(cookie, passive);
     };
-    let entry = if new == TcpState::Established as u8 { new_queued(sock.key()) } else { None };
-    if let Some(entry) = entry {
+    if let Some(entry) = new_queued(sock.key()) {
         // SAFETY: the entry that was just made.
         unsafe {
             (*entry).generation_ns = now;

@@ -153,6 +153,14 @@ impl<M: Memory> RequestSock<M> {
         number == isn.wrapping_add(1)
     }
 
+    /// Whether a segment that acknowledges this number acknowledges the SYN-ACK, and perhaps data after it.
+    #[inline(always)]
+    pub fn is_acknowledged_up_to(self, number: u32) -> bool {
+        let Some(request) = M::tcp_request_sock(self.address) else { return true };
+        let Some(isn) = M::read::<u32>(request, offset!(treq_snt_isn)) else { return true };
+        number.wrapping_sub(isn).wrapping_sub(1) < 1 << 31
+    }
+
     /// Whether a segment with these numbers lies in the window that the SYN-ACK announced, and what TCP_DEFER_ACCEPT
     /// does with it: a bare ACK is ignored until the SYN-ACK's timer has fired as often as `defer` says.
     #[inline(always)]

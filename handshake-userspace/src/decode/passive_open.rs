@@ -50,6 +50,7 @@ pub(super) fn passive_open(raw: &raw::PassiveOpen) -> Result<Box<PassiveOpen>, D
         reset_sent: has(flags::RESET_SENT),
         mptcp_join: has(flags::MPTCP_JOIN),
         icmp_received: has(flags::ICMP_RECEIVED),
+        acknowledged: has(flags::ACKNOWLEDGED),
     }))
 }
 

@@ -326,6 +326,8 @@ pub struct PassiveOpen {
     pub icmp_received: bool,
     /// It joins an MPTCP connection that exists; accept() never returns it.
     pub mptcp_join: bool,
+    /// The final ACK came after its owner had closed it.
+    pub acknowledged: bool,
 }
 
 /// See [`Act::SegmentDropped`].

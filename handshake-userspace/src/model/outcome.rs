@@ -28,7 +28,7 @@ pub enum Outcome {
     NetUnreachable,
     /// A RST ended it half open (server), ours or the peer's, or ended it in another way than refusal (client).
     Reset,
-    /// The application closed its socket in SYN-SENT.
+    /// The application closed its socket in SYN-SENT or, a server's with Fast Open, in SYN-RECEIVED.
     Cancelled,
     /// connect() failed on this host before any SYN left.
     LocalError,
@@ -62,6 +62,10 @@ pub enum EvidenceKind {
     RetransmitTimeout,
     /// The socket was closed in SYN-SENT with no error on it.
     ClosedInSynSent,
+    /// The application closed the socket in SYN-RECEIVED (Fast Open, simultaneous open), with no error on it.
+    ClosedInSynReceived,
+    /// The final ACK came after the application had closed the socket (Fast Open): it never was ESTABLISHED.
+    AckAfterClose,
     /// connect() returned this errno.
     ConnectReturned,
     /// The SYN-ACK timer dropped the request sock.

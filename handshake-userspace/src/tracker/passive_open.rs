@@ -15,7 +15,7 @@ use super::{
     queued::Leaving,
     table::Patience,
     told::Connection,
-    verdict::errno,
+    verdict::{closed_without_error, errno},
 };
 use crate::model::{
     handshake::HandshakeUpdate,
@@ -36,6 +36,8 @@ pub(super) struct Child {
     /// It left SYN-RECEIVED, or died half open, without being established.
     pub(super) closed: bool,
     pub(super) closed_ns: Option<u64>,
+    /// Its owner had closed it before that: when it was established is what the ACK says, if that was seen.
+    pub(super) acknowledged_late: bool,
     /// It never was more than a request sock.
     pub(super) request_died: bool,
     /// The listener had closed before that.
@@ -63,7 +65,8 @@ impl Child {
     /// Whether it can still leave the accept queue, and we would see that.
     pub(super) fn is_in_queue(&self) -> bool {
         let is_seen = self.half_open.as_ref().is_some_and(|half_open| half_open.accept_is_seen);
-        let was_queued = self.queued_ns.is_some() || self.established_ns.is_some();
+        // Fast Open's child is queued when it is made.
+        let was_queued = self.queued_ns.is_some() || self.established_ns.is_some() || self.is_fast_open();
         is_seen && was_queued && self.taken.is_none() && !self.destroyed && !self.request_died
     }
 
@@ -189,14 +192,21 @@ impl Tracker {
         if let Kind::Child(child) = &mut entry.kind {
             child.listener_process = self.listeners.owner(act.listener).or(child.listener_process.take());
             self.ledger.count_child(child, act.ends.netns, act.queued_ns.unwrap_or(at.time_ns));
-            let weight = match act.sk_err {
-                // The RST ends the request, which Fast Open keeps beside its child, and then the child.
-                Some(errno::ECONNRESET) => 2 * given_up(&act),
-                _ => given_up(&act),
-            };
-            self.ledger.add(act.ends.netns, Tally::FailedOpens, at.time_ns, weight);
+            self.ledger.add(act.ends.netns, Tally::FailedOpens, at.time_ns, failed_opens(&act));
+            // A listener that closes disconnects the children that nobody accepted.
+            if child.taken.is_none()
+                && closed_without_error(&act)
+                && let Some(owner) = self.listeners.closed_lately(act.listener, at.time_ns)
+            {
+                child.listener_closed = true;
+                child.listener_process = owner;
+            }
             match act.new_state {
                 Some(TcpState::Established) => child.established_ns = Some(at.time_ns),
+                _ if act.acknowledged => {
+                    child.acknowledged_late = true;
+                    child.established_ns = act.final_ack_ns.or(Some(at.time_ns));
+                }
                 _ => {
                     child.closed = true;
                     child.closed_ns = Some(at.time_ns);
@@ -378,6 +388,19 @@ impl Tracker {
 
 fn connection_of(act: &PassiveOpen) -> Option<Connection> {
     Connection::of(&act.ends, act.agreed.local_isn, act.agreed.remote_isn)
+}
+
+/// How often the kernel counts the end of a child as a failed attempt.
+fn failed_opens(left: &PassiveOpen) -> u64 {
+    match (left.old_state, left.sk_err) {
+        // Beyond SYN-RECEIVED only a RST is one: it ends the request, which Fast Open keeps beside its child.
+        (Some(TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing), _) => {
+            u64::from(left.reset_received && !left.acknowledged)
+        }
+        // It ends the request, and then the child.
+        (_, Some(errno::ECONNRESET)) => 2 * given_up(left),
+        _ => given_up(left),
+    }
 }
 
 /// 1 if the kernel gave up a socket in SYN-RECEIVED, by tcp_done(): that leaves an error on it.

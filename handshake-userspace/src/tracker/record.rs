@@ -178,13 +178,8 @@ fn judge_active(open: &ActiveOpen) -> Option<Verdict> {
             verdict::left_syn_sent_for_closed(end, open.syn_left(), returned)
         }
         (_, Some((_, left))) if left.new_state == Some(TcpState::Established) => Some(Verdict::established()),
-        (_, Some((_, left))) => {
-            verdict::left_syn_received(left, EvidenceKind::RetransmitTimeout).or_else(|| {
-                // No error on the socket: the application closed it between the two SYNs and the ACK.
-                let closed = left.new_state == Some(TcpState::Closed) && left.sk_err == Some(0);
-                closed.then(|| Verdict::new(Outcome::Cancelled, EvidenceKind::ClosedInSynSent))
-            })
-        }
+        (_, Some((_, left))) => verdict::left_syn_received(left, EvidenceKind::RetransmitTimeout)
+            .or_else(|| verdict::closed_after_crossing(left)),
         _ => None,
     }
 }
@@ -196,7 +191,9 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
     let fast_open = child.is_fast_open();
     let syn_cookie = known.is_some_and(|open| open.syn_cookie);
     let defer_accept = known.is_some_and(|open| open.defer_accept);
-    let established_ns = child.established_ns;
+    let is_established = child.established_ns.is_some();
+    let ack_was_seen = known.is_some_and(|open| open.final_ack_ns.is_some());
+    let established_ns = child.established_ns.filter(|_| !child.acknowledged_late || ack_was_seen);
     let failed_ns = child.closed_ns.filter(|_| ended_badly(verdict.outcome));
     let in_time = |time_ns: &u64| not_after(*time_ns, established_ns.or(failed_ns));
     // The SYN that was let in, and the first one, which may have been dropped.
@@ -285,7 +282,7 @@ pub(super) fn of_child(child: Child, dropped: Option<Dropped>, head: Head) -> Ha
         },
         isn,
         // A request that died half open tells them too: its SYN-ACK had settled them.
-        options: agreed.options,
+        options: agreed.options.filter(|_| is_established || !fast_open),
         // One that was refused is not in it.
         accept_queue: known
             .filter(|_| child.queued_ns.is_some() || ack_dropped || refused_ack)
@@ -364,11 +361,17 @@ fn judge_child(child: &Child) -> Option<Verdict> {
         }
         return verdict::left_syn_received(open, EvidenceKind::SynAckTimeout).or_else(|| {
             // The listener closed, or the request was dropped for a reason that no hook told.
-            child.request_died.then(|| Verdict::new(Outcome::Incomplete, EvidenceKind::RequestDropped))
+            if child.request_died {
+                return Some(Verdict::new(Outcome::Incomplete, EvidenceKind::RequestDropped));
+            }
+            verdict::closed_half_open(open, child.taken.is_some())
         });
     }
     if child.destroyed {
         return Some(Verdict::new(Outcome::NeverAccepted, EvidenceKind::ChildDestroyed));
+    }
+    if child.acknowledged_late {
+        return Some(Verdict::new(Outcome::Established, EvidenceKind::AckAfterClose));
     }
     if child.established_ns.is_some() {
         return Some(Verdict::established());

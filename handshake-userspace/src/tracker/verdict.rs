@@ -4,6 +4,8 @@
 //! been refused. Its application closed it, or connect() itself gave up before a SYN left (no free port), and
 //! only the call's return tells the two apart.
 
+use handshake_common::tcp::TcpState;
+
 use crate::model::{
     observation::{LeftSynSent, PassiveOpen},
     outcome::{Evidence, EvidenceKind, Outcome},
@@ -160,4 +162,26 @@ pub(super) fn left_syn_received(end: &PassiveOpen, timeout: EvidenceKind) -> Opt
         _ => return None,
     };
     Some(Verdict { errno: errno_known, ..verdict })
+}
+
+/// Whether an application closed it, or its listener did: TCP leaves an error.
+pub(super) fn closed_without_error(left: &PassiveOpen) -> bool {
+    left.new_state == Some(TcpState::Closed) && left.sk_err == Some(0)
+}
+
+/// Fast Open's child was closed half open. Of one that nobody accepted, nobody but its listener is there to close it;
+/// which one that was is not known without probes.
+pub(super) fn closed_half_open(end: &PassiveOpen, was_accepted: bool) -> Option<Verdict> {
+    let kind = match (was_accepted, end.listener) {
+        (false, None) => EvidenceKind::ListenerClosed,
+        _ => EvidenceKind::ClosedInSynReceived,
+    };
+    closed_without_error(end).then(|| Verdict::new(Outcome::Cancelled, kind))
+}
+
+/// One end of a simultaneous open was closed between the two SYNs and the ACK: by a RST, or by a FIN, which takes it to
+/// FIN-WAIT-1. Whether the peer's ACK came after that, nobody asks.
+pub(super) fn closed_after_crossing(end: &PassiveOpen) -> Option<Verdict> {
+    (end.new_state == Some(TcpState::FinWait1) || closed_without_error(end))
+        .then(|| Verdict::new(Outcome::Cancelled, EvidenceKind::ClosedInSynReceived))
 }

@@ -8,12 +8,11 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use socket2::Socket;
 
 use super::{
+    early_child::Willing,
     environment::{has_probes, is_fit},
-    netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
+    netns::{CLIENT_V4, Netns, SERVER_V4},
     record::{Record, all_of, count},
-    traffic::{
-        finish, loopback_listener, reset, set_option, tcp_socket, until, wait_for_request, wait_for_state,
-    },
+    traffic::{loopback_listener, set_option, tcp_socket, wait_for_state},
     watch::Watch,
     whole::{AT_ONCE, ETHERNET_MSS, LOOPBACK_MSS, Whole, expect_one_handshake},
 };
@@ -273,106 +272,28 @@ fn sendmsg_with_fast_open_is_an_active_open_too() {
 }
 
 #[test]
-fn a_fast_open_child_accepted_before_it_is_established_has_one_record() {
-    const CONNECTIONS: usize = 50;
-    if !is_fit("a_fast_open_child_accepted_before_it_is_established_has_one_record") {
-        return;
-    }
-    let netns = willing();
-    let watch = Watch::begin();
-    let port = netns.on_thread("hs-both", || {
-        let (listener, to) = fast_listener();
-        for _ in 0..CONNECTIONS {
-            let client = connect_and_write(to);
-            let accepted = listener.accept().expect("a child is queued").0;
-            // A child that was reset goes to CLOSED without FIN, and so is destroyed at once.
-            reset(accepted);
-            drop(client);
-        }
-        to.port()
-    });
-    let servers = || {
-        let records = watch.records();
-        records.into_iter().filter(|record| record.is("server", port)).collect::<Vec<_>>()
-    };
-    until("every connection has its record", || servers().len() >= CONNECTIONS);
-    let records = all_of(watch.end(), &netns);
-    assert_eq!((count(&records, "client"), count(&records, "server")), (CONNECTIONS, CONNECTIONS));
-    let mut servers = records.iter().filter(|record| record.is("server", port));
-    plain_server(servers.next().expect("there are fifty"), &netns, port);
-    servers.for_each(|server| fast_server(server, &netns, port));
-}
-
-#[test]
 fn a_fast_open_childs_syn_ack_that_is_sent_again_is_counted() {
     if !is_fit("a_fast_open_childs_syn_ack_that_is_sent_again_is_counted") {
         return;
     }
     // Accepted while it is half open, or only after the final ACK.
     for early in [true, false] {
-        let pair = Pair::new();
-        for netns in [&pair.client, &pair.server] {
-            netns.set("ipv4/tcp_fastopen", "3");
-        }
         let watch = Watch::begin();
-        let listener = pair.server.on_thread("hs-listen", || {
-            let listener = TcpListener::bind((SERVER_V4, 0)).expect("a port is free");
-            set_option(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16);
-            listener
-        });
-        let to: SocketAddr = listener.local_addr().expect("it is bound");
-        let accept =
-            || pair.server.on_thread("hs-server", || listener.accept().expect("a child is queued").0);
-        let connect = || {
-            let client = tcp_socket();
-            set_option(&client, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
-            client.connect(&to.into()).expect("it returns before any SYN left");
-            client
-        };
-        pair.client.on_thread("hs-cookie", || {
-            let client = connect();
-            client.send(b"x").expect("it waits for the handshake");
-            drop((accept(), client));
-        });
-        // With the cookie the SYN carries data and makes a child at once; its SYN-ACK gets nowhere.
-        pair.server_reaches_client(false);
-        let client = pair.client.on_thread("hs-client", || {
-            let client = connect();
-            client.set_nonblocking(true).expect("it can be set");
-            client.send(b"x").expect("the SYN takes it along");
-            client
-        });
-        let port = client.local_addr().expect("it is bound").as_socket().expect("it is IPv4").port();
-        pair.server.on_thread("hs-wait", || wait_for_request(to.port()));
-        let taken = early.then(accept);
-        // The retransmissions stand in the kernel's own table, for the child in SYN-RECEIVED.
-        pair.server.on_thread("hs-wait", || {
-            until("the SYN-ACK was sent again", || {
-                std::fs::read_to_string("/proc/thread-self/net/tcp").is_ok_and(|text| {
-                    let child = format!(":{port:04X} 03 ");
-                    let count = |line: &str| line.split_whitespace().nth(6).map(str::to_owned);
-                    text.lines()
-                        .filter(|line| line.contains(&child))
-                        .any(|line| count(line).as_deref() != Some("00000000"))
-                })
-            });
-        });
-        pair.server_reaches_client(true);
-        pair.client.on_thread("hs-client", || finish(&client).expect("a SYN-ACK arrives"));
-        pair.server.on_thread("hs-wait", || wait_for_state(port, super::traffic::ESTABLISHED));
-        let taken = taken.unwrap_or_else(accept);
-        let of = |role: &'static str, end: &'static str| {
-            watch.wait_for(&format!("the {role}, accepted early: {early}"), move |record| {
-                record.is(role, to.port()) && record.number(end) == Some(u64::from(port))
-            })
-        };
-        let (client_record, server) = (of("client", "local.port"), of("server", "remote.port"));
+        let willing = Willing::new();
+        let (client, port) = willing.half_open();
+        let taken = early.then(|| willing.accept());
+        willing.wait_for_syn_ack_again(port);
+        willing.let_through(&client);
+        willing.pair.server.on_thread("hs-wait", || wait_for_state(port, super::traffic::ESTABLISHED));
+        let taken = taken.unwrap_or_else(|| willing.accept());
+        let (client_record, server) = (willing.client_of(&watch, port), willing.server_of(&watch, port));
         expect_one_handshake(&client_record, &server);
+        willing.expect_client(&client_record);
         // That accept() took it in SYN-RECEIVED is all that shows it where there are no probes.
         let is_known = has_probes() || early;
         server
-            .whole("server", "established", &pair.server)
-            .ends(SERVER_V4, CLIENT_V4, to.port())
+            .whole("server", "established", &willing.pair.server)
+            .ends(SERVER_V4, CLIENT_V4, willing.to.port())
             .thread("hs-server")
             .joined()
             .agreed(ETHERNET_MSS)

@@ -22,6 +22,7 @@ mod descheduled;
 mod drop_at_listener;
 mod drops;
 mod earlier_connection;
+mod early_child;
 mod environment;
 mod fails_at_once;
 mod fast_open;

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     environment::{has_probes, is_fit, is_fit_once},
-    netns::{Netns, Pair, SERVER_V4, SERVER_V6},
+    netns::{CLIENT_V4, Netns, Pair, SERVER_V4, SERVER_V6},
     peer::Server,
     record::{Record, all_of, count},
     tracer::Tracer,
@@ -190,6 +190,7 @@ fn a_fast_open_child_that_is_reset_half_open_is_in_both_accounts() {
     for netns in [&pair.client, &pair.server] {
         netns.set("ipv4/tcp_fastopen", "3");
     }
+    let tracer = Tracer::start(&[]);
     let (listener, to) = pair.server.on_thread("hs-server", || {
         let listener = TcpListener::bind((SERVER_V4, 0)).expect("the address is there");
         set_option(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16);
@@ -204,7 +205,6 @@ fn a_fast_open_child_that_is_reset_half_open_is_in_both_accounts() {
         let _ = client.send(b"x");
         client
     };
-    let tracer = Tracer::start(&[]);
     let failed = || counter(&pair.server, "snmp", "Tcp:", "AttemptFails");
     let children = || passive_opens(&pair.server);
     pair.client.on_thread("hs-cookie", || {
@@ -216,6 +216,7 @@ fn a_fast_open_child_that_is_reset_half_open_is_in_both_accounts() {
     pair.server_reaches_client(false);
     let client = pair.client.on_thread("hs-fast", fast);
     until("Fast Open made a child of the SYN", || children() == 2);
+    let port = client.local_addr().expect("it is bound").as_socket().expect("it is IPv4").port();
     drop(client);
     pair.server_reaches_client(true);
     until("the SYN-ACK that is sent again was answered by a RST", || failed() != 0);
@@ -226,6 +227,46 @@ fn a_fast_open_child_that_is_reset_half_open_is_in_both_accounts() {
     let is_dropped =
         |record: &&Record| record.text("outcome") == Some("syn_dropped") && record.is("server", to.port());
     assert_eq!(records.iter().find(is_dropped), None);
+    expect_reset_child(&records, &pair, (to.port(), port));
+}
+
+/// The record of the child that was reset half open, and what became of it in the accept queue, where its listener left
+/// it.
+#[track_caller]
+fn expect_reset_child(records: &[Record], pair: &Pair, (listening, port): (u16, u16)) {
+    let ours = all_of(records.to_vec(), &pair.server);
+    let of_port: Vec<_> =
+        ours.iter().filter(|record| record.number("remote.port") == Some(u64::from(port))).collect();
+    let [record] = of_port[..] else { panic!("one record has remote port {port}: {records:?}") };
+    let whole = record.whole("server", "reset", &pair.server);
+    let whole = if has_probes() {
+        whole.joined().thread("hs-server").number("retransmits.syn_seen", 1)
+    } else {
+        whole
+    };
+    whole
+        .text("local.address", SERVER_V4)
+        .text("remote.address", CLIENT_V4)
+        .number("remote.port", u64::from(port))
+        // Where there are no probes, its own port may be gone when it is CLOSED.
+        .also(has_probes() || record.get("local.port").is_some(), |whole| {
+            whole.number("local.port", u64::from(listening))
+        })
+        .evidence("reset_received", Some("ECONNRESET"))
+        .number_in("evidence.syn_acks", 2..=20)
+        .number_in("retransmits.syn_ack", 1..=19)
+        .within("failed_after_ns", 900..=60_000)
+        .also(has_probes(), |whole| {
+            whole.within("phases.synack_ns", 0..=500).within("retransmits.waited_ns", 900..=60_000)
+        })
+        // The connection that brought the cookie is in the queue too.
+        .queued(2..=2, 128..=4_096)
+        .flags(&["fast_open"])
+        .nothing_else();
+    let key = record.text("key");
+    let left = |record: &&Record| record.text("kind") == Some("accept") && record.text("key") == key;
+    let left: Vec<_> = records.iter().filter(left).map(|record| record.text("outcome")).collect();
+    assert_eq!(left, [Some("never_accepted")], "{records:?}");
 }
 
 #[test]

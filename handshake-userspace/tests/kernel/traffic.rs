@@ -113,7 +113,7 @@ pub fn until(what: &str, holds: impl Fn() -> bool) {
 
 pub const ESTABLISHED: u8 = 1;
 pub const SYN_SENT: u8 = 2;
-const SYN_RECEIVED: u8 = 3;
+pub const SYN_RECEIVED: u8 = 3;
 
 /// A TCP socket over IPv4.
 pub fn tcp_socket() -> Socket {

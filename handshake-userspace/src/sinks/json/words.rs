@@ -56,6 +56,8 @@ pub const fn evidence(kind: EvidenceKind) -> &'static str {
         EvidenceKind::SocketError => "socket_error",
         EvidenceKind::RetransmitTimeout => "retransmit_timeout",
         EvidenceKind::ClosedInSynSent => "closed_in_syn_sent",
+        EvidenceKind::ClosedInSynReceived => "closed_in_syn_received",
+        EvidenceKind::AckAfterClose => "ack_after_close",
         EvidenceKind::ConnectReturned => "connect_returned",
         EvidenceKind::SynAckTimeout => "syn_ack_timeout",
         EvidenceKind::RequestDropped => "request_dropped",

@@ -191,6 +191,7 @@ fn short_evidence(evidence: &Evidence) -> String {
         (EvidenceKind::IcmpReceived, _) => "ICMP".to_owned(),
         (_, Some(number)) if number != 0 => errno::name(number).to_string(),
         (EvidenceKind::RequestDropped, _) => "dropped half open".to_owned(),
+        (EvidenceKind::ClosedInSynReceived, _) => "closed half open".to_owned(),
         (EvidenceKind::ListenerClosed, _) => "listener closed".to_owned(),
         (EvidenceKind::AcceptQueueFull, _) => "accept queue full".to_owned(),
         (EvidenceKind::SynQueueFull, _) => "SYN queue full".to_owned(),
@@ -213,6 +214,8 @@ fn evidence(evidence: &Evidence, reason: Option<&str>) -> String {
             Some(syns) => format!("closed by the application after {}", counted(syns, "SYN")),
             None => "closed by the application in SYN-SENT".to_owned(),
         },
+        EvidenceKind::ClosedInSynReceived => "closed by the application before the final ACK".to_owned(),
+        EvidenceKind::AckAfterClose => "acknowledged after the application had closed it".to_owned(),
         EvidenceKind::ConnectReturned => "connect() failed, no SYN sent".to_owned(),
         EvidenceKind::SynAckTimeout => match evidence.syn_acks {
             Some(syn_acks) => format!("{} unanswered", counted(syn_acks, "SYN-ACK")),

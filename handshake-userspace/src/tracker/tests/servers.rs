@@ -198,6 +198,65 @@ fn fast_open_child_whose_final_ack_never_comes_times_out() {
     assert_eq!(record.evidence.kind, EvidenceKind::SynAckTimeout);
 }
 
+/// Accepted in SYN-RECEIVED; then its owner closes it, which is not told before it is CLOSED.
+fn closed_early(old: TcpState) -> Server {
+    let server = given_listener().with(|facts| facts.fast_open = true).syn().syn_ack();
+    let server = server.accept_in_syn_received().wait(SEC);
+    server.with(|facts| (facts.old_state, facts.sk_err) = (Some(old), Some(0)))
+}
+
+#[test]
+fn fast_open_child_that_was_closed_before_its_final_ack_is_established_by_it() {
+    let server = closed_early(TcpState::FinWait2);
+    let ack_ns = server.script.time_ns - MS;
+    let server = server.with(|facts| (facts.acknowledged, facts.final_ack_ns) = (true, Some(ack_ns)));
+    let record = server.leaves_syn_received(TcpState::Closed).expect(Outcome::Established);
+    assert_eq!(record.evidence.kind, EvidenceKind::AckAfterClose);
+    assert_eq!((record.latency_ns, record.phases.ack_ns), (Some(SEC - MS), Some(SEC - MS)));
+    assert!(record.options.is_some(), "the SYN announced them");
+}
+
+#[test]
+fn fast_open_child_that_was_closed_before_its_unseen_final_ack_has_no_latency() {
+    let server = closed_early(TcpState::Closing).with(|facts| facts.acknowledged = true);
+    let record = server.leaves_syn_received(TcpState::Closed).expect(Outcome::Established);
+    assert_eq!((record.latency_ns, record.phases.ack_ns), (None, None), "->CLOSED is later than that");
+}
+
+#[test]
+fn fast_open_child_that_was_closed_before_its_final_ack_may_end_otherwise() {
+    let ended = |change: fn(&mut crate::model::observation::PassiveOpen)| {
+        closed_early(TcpState::FinWait1).with(change).leaves_syn_received(TcpState::Closed)
+    };
+    let reset = ended(|facts| (facts.reset_received, facts.sk_err) = (true, Some(ECONNRESET)));
+    assert_eq!(reset.expect(Outcome::Reset).evidence.kind, EvidenceKind::ResetReceived);
+    let late = ended(|facts| facts.sk_err = Some(ETIMEDOUT)).expect(Outcome::TimedOut);
+    assert_eq!((late.evidence.kind, late.failed_after_ns), (EvidenceKind::SynAckTimeout, Some(SEC)));
+    let given_up = ended(|_| {}).expect(Outcome::Cancelled);
+    assert_eq!(given_up.evidence.kind, EvidenceKind::ClosedInSynReceived);
+}
+
+#[test]
+fn fast_open_child_that_its_server_resets_half_open_is_cancelled() {
+    let record = closed_early(TcpState::SynReceived).leaves_syn_received(TcpState::Closed);
+    let record = record.expect(Outcome::Cancelled);
+    assert_eq!(record.evidence.kind, EvidenceKind::ClosedInSynReceived);
+    assert_eq!(record.failed_after_ns, Some(SEC));
+}
+
+#[test]
+fn fast_open_child_whose_listener_closes_is_cancelled_and_never_accepted() {
+    for listener_is_known in [true, false] {
+        let server = given_listener().with(|facts| (facts.fast_open, facts.sk_err) = (true, Some(0)));
+        let server = server.with(|facts| facts.listener = facts.listener.filter(|_| listener_is_known));
+        let server = server.syn().syn_ack().child_queued().wait(MS).listener_closes();
+        let server = server.leaves_syn_received(TcpState::Closed).wait(US).destroyed();
+        assert_eq!(accepts(&server.updates()).len(), 1);
+        let record = server.expect(Outcome::Cancelled);
+        assert_eq!(record.evidence.kind, EvidenceKind::ListenerClosed);
+    }
+}
+
 #[test]
 fn fast_open_child_reset_half_open_and_accepted_afterwards_is_one_record() {
     let server = given_listener().with(|facts| facts.fast_open = true).syn().syn_ack().child_queued();

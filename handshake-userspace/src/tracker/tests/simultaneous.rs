@@ -3,7 +3,7 @@
 use handshake_common::tcp::TcpState;
 
 use super::script::*;
-use crate::model::outcome::{Flag, Outcome, Role};
+use crate::model::outcome::{EvidenceKind, Flag, Outcome, Role};
 
 #[test]
 fn crossing_syns_establish_a_simultaneous_open() {
@@ -42,7 +42,9 @@ fn crossing_that_is_never_acknowledged_times_out() {
 #[test]
 fn close_after_crossing_is_cancelled() {
     let client = given_client().syn().wait(MS).crossing_syn().wait(MS);
-    client.leaves_syn_received(TcpState::Closed, 0).expect(Outcome::Cancelled);
+    let by_rst = client.clone().leaves_syn_received(TcpState::Closed, 0).expect(Outcome::Cancelled);
+    assert_eq!(by_rst.evidence.kind, EvidenceKind::ClosedInSynReceived);
+    client.leaves_syn_received(TcpState::FinWait1, 0).expect(Outcome::Cancelled);
 }
 
 #[test]

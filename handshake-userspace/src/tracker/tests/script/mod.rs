@@ -203,6 +203,7 @@ fn half_open() -> PassiveOpen {
         reset_sent: false,
         mptcp_join: false,
         icmp_received: false,
+        acknowledged: false,
         own: false,
     }
 }
