@@ -14,8 +14,9 @@ pub const AF_INET6: u16 = 10;
 /// [`Endpoints::flags`]: an AF_INET6 socket that speaks to an IPv4-mapped address.
 pub const V4_MAPPED: u32 = 1;
 
-/// Addresses, ports and network namespace of one socket. Ports are in host order; 0 is unknown.
-#[repr(C)]
+/// Addresses, ports and network namespace of one socket. Ports are in host order; 0 is unknown. Aligned to a word, so that
+/// the kernel side copies it by words.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Endpoints {
     /// Local address, IPv4 as ::ffff:a.b.c.d. Unspecified when not yet chosen.

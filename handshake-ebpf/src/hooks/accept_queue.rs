@@ -36,6 +36,7 @@ use crate::{
         task,
     },
     maps::{ACCEPT_CALLS, ACTIVE_OPENS, AcceptCall, ENDED, QUEUED, Queued, new_queued},
+    words,
 };
 
 /// A thread entered accept() on this listener; it may return at once, sleep, or find nothing.
@@ -86,7 +87,7 @@ fn queued_child_accepted<M: Memory>(child: Sock<M>, queued: *mut Queued, attach:
         event.waiting_since_ns = waiting_since_ns;
         // SAFETY: as above.
         unsafe {
-            event.endpoints = (*queued).passive.endpoints;
+            words::copy(&raw const (*queued).passive.endpoints, &raw mut event.endpoints);
             event.queued_ns = (*queued).passive.queued_ns;
             event.reset_ns = (*queued).reset_ns;
         }
@@ -204,7 +205,7 @@ fn accepted_unseen(child: u64, queued: *mut Queued) {
     submit(EventKind::Accepted, Attach::Common, child, generation_ns, |event: &mut Accepted| {
         // SAFETY: as above.
         unsafe {
-            event.endpoints = (*queued).passive.endpoints;
+            words::copy(&raw const (*queued).passive.endpoints, &raw mut event.endpoints);
             event.queued_ns = (*queued).passive.queued_ns;
             event.reset_ns = (*queued).reset_ns;
         }
@@ -246,7 +247,7 @@ pub fn destroyed<M: Memory>(sock: Sock<M>) {
             |event: &mut ChildDestroyed| {
                 // SAFETY: a live entry.
                 unsafe {
-                    event.endpoints = (*queued).passive.endpoints;
+                    words::copy(&raw const (*queued).passive.endpoints, &raw mut event.endpoints);
                     event.queued_ns = (*queued).passive.queued_ns;
                     event.reset_ns = (*queued).reset_ns;
                     if (*queued).passive.flags & passive_open::flags::OWN != 0 {

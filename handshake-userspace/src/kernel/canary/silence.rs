@@ -45,7 +45,10 @@ const GIFTS: &[Gift] = &[
     of_server("request_created", PROBES, |record| record.phases.synack_ns.is_some()),
     of_server("final_ack_received", PROBES, |record| record.retransmits.syn_seen.is_some()),
     of_server("child_queued", PROBES, |record| record.accept_queue.is_some()),
-    of_server("accept_waiting", PROBES, |record| record.phases.accept_call_ns.is_some()),
+    // It is told by the hook that sees accept() return.
+    of_server("accept_waiting", PROBES, |record| {
+        record.phases.accept_call_ns.is_some() || record.phases.accept_ns.is_none()
+    }),
     of_server("accepted", ANY, |record| record.phases.accept_ns.is_some()),
     Gift {
         hook: "reset_received",
