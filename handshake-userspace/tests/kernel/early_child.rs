@@ -133,6 +133,7 @@ impl Willing {
             .thread("hs-client")
             .joined()
             .agreed_otherwise(ETHERNET_MSS, ETHERNET_MSS, "data_accepted")
+            .text("options.fast_open_cookie", "none")
             .within("latency_ns", SENT_AGAIN)
             .within("phases.wire_ns", SENT_AGAIN)
             .number_in("retransmits.syn", 0..=20)
