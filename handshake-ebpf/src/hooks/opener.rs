@@ -8,6 +8,7 @@ use handshake_common::owner::Owner;
 
 use crate::{
     filter,
+    globals::LOCKED_DOWN,
     kernel::{read::Memory, sock::Sock, subflow},
     maps::MPTCP_OPENERS,
     words,
@@ -18,6 +19,9 @@ use crate::{
 #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it would be copied over the stack")]
 #[inline(always)]
 pub fn owner_of_subflow<M: Memory>(sock: Sock<M>, owner: &mut Owner) {
+    if LOCKED_DOWN.load() != 0 {
+        return;
+    }
     let context = sock.subflow_context();
     if context.is_null() {
         return;
@@ -47,6 +51,9 @@ pub fn is_wanted<M: Memory>(sock: Sock<M>) -> bool {
 /// Only the connections of those whom the filters want are kept.
 #[inline(always)]
 fn joins_a_wanted_one<M: Memory>(sock: Sock<M>) -> bool {
+    if LOCKED_DOWN.load() != 0 {
+        return false;
+    }
     let context = sock.subflow_context();
     !context.is_null() && subflow::joins(context) && MPTCP_OPENERS.get_ptr(subflow::token(context)).is_some()
 }

@@ -29,6 +29,7 @@ use super::{
 use crate::{
     emit::{Slot, count, now_ns, submit},
     filter,
+    globals::LOCKED_DOWN,
     kernel::{
         endpoints::halves,
         preempt,
@@ -108,7 +109,10 @@ fn entered_syn_sent<M: Memory>(sock: Sock<M>) {
         unsafe {
             called_ns = (*call).called_ns;
             (*call).socket = key;
-            remote_of_caller((*call).address, &mut asked);
+            // Under lockdown no system call tells of itself.
+            if LOCKED_DOWN.load() == 0 {
+                remote_of_caller((*call).address, &mut asked);
+            }
         }
     }
     let Some(open) = active_open::begin(sock, called_ns) else { return };

@@ -16,17 +16,17 @@ impl<M: Memory> Sock<M> {
     /// Whether it is a further subflow of an MPTCP connection, or asked to be one.
     #[inline(always)]
     pub fn joins(self) -> bool {
+        if LOCKED_DOWN.load() != 0 {
+            return false;
+        }
         let context = self.subflow_context();
         !context.is_null() && joins(context)
     }
 
-    /// Its context; null for plain TCP, and where nobody may look.
+    /// Its context; null for plain TCP. Who reads it asks for lockdown first, so that the verifier sees no such read.
     #[inline(always)]
     pub fn subflow_context(self) -> *const u8 {
         let nothing = core::ptr::null();
-        if LOCKED_DOWN.load() != 0 {
-            return nothing;
-        }
         let Some(tcp) = M::tcp_sock(self.address) else { return nothing };
         if M::read::<u8>(tcp, offset!(is_mptcp)).unwrap_or(0) == 0 {
             return nothing;
