@@ -162,11 +162,9 @@ impl Willing {
             })
             .number_in("retransmits.syn_ack", again)
             .also(none, |whole| whole.number("retransmits.waited_ns", 0))
+            .also(!none, |whole| whole.within("retransmits.waited_ns", SENT_AGAIN))
             .also(has_probes(), |whole| {
-                whole
-                    .within("phases.synack_ns", 0..=500)
-                    .number("retransmits.syn_seen", 1)
-                    .also(!none, |whole| whole.within("retransmits.waited_ns", SENT_AGAIN))
+                whole.within("phases.synack_ns", 0..=500).number("retransmits.syn_seen", 1)
             })
             .queued(1..=20, 128..=4_096)
             .flags(&["fast_open"])

@@ -304,11 +304,11 @@ fn a_fast_open_childs_syn_ack_that_is_sent_again_is_counted() {
             .also(has_probes() && !early, |whole| whole.within("phases.accept_ns", 900..=60_000))
             .also(!has_probes() && !early, |whole| whole.within("phases.accept_ns", AT_ONCE))
             .number_in("retransmits.syn_ack", 1..=20)
+            .within("retransmits.waited_ns", 900..=60_000)
             .also(has_probes(), |whole| {
                 whole
                     .within("phases.synack_ns", 0..=500)
                     .within("phases.ack_ns", 900..=60_000)
-                    .within("retransmits.waited_ns", 900..=60_000)
                     .number("retransmits.syn_seen", 1)
             })
             .queued(1..=1, 128..=4_096)

@@ -144,12 +144,12 @@ fn a_bare_ack_that_tcp_defer_accept_ignores_is_not_dropped_by_a_full_accept_queu
         .within("latency_ns", 900..=9_000)
         .within("phases.accept_ns", AT_ONCE)
         .number_in("retransmits.syn_ack", 1..=6)
+        .within("retransmits.waited_ns", 900..=5_000)
         .also(has_probes(), |whole| {
             whole
                 .within("phases.synack_ns", 0..=500)
                 .within("phases.ack_ns", 900..=5_000)
                 .number("retransmits.syn_seen", syns)
-                .within("retransmits.waited_ns", 900..=5_000)
         })
         .queued(1..=1, 1..=1)
         .flags(if has_probes() { &["defer_accept"] } else { &[] })

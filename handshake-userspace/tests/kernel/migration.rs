@@ -182,11 +182,11 @@ fn a_half_open_request_that_moves_to_another_listener_is_one_handshake() {
             .agreed(ETHERNET_MSS)
             .within("latency_ns", 900..=20_000)
             .number_in("retransmits.syn_ack", 1..=6)
+            .within("retransmits.waited_ns", 900..=20_000)
             .also(has_probes(), |whole| {
                 whole
                     .within("phases.synack_ns", 0..=500)
                     .within("phases.ack_ns", 900..=20_000)
-                    .within("retransmits.waited_ns", 900..=20_000)
                     .number_in("retransmits.syn_seen", 1..=6)
             })
             .within("phases.accept_ns", 0..=5_000)
