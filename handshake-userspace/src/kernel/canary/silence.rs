@@ -103,6 +103,7 @@ mod tests {
             evidence: Evidence { kind, errno: None, soft_errno: None, syns: None, syn_acks: None },
             local: None,
             remote: None,
+            asked: None,
             netns: None,
             process: Some(Process {
                 pid: 1,
@@ -110,6 +111,7 @@ mod tests {
                 uid: 0,
                 comm: SafeText::from_kernel_bytes(b"handshake"),
                 cgroup_id: None,
+                in_cgroups: 0,
             }),
             latency_ns: Some(5),
             failed_after_ns: None,
