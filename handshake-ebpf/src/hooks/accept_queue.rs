@@ -23,7 +23,8 @@ use handshake_common::{
 use super::{
     active_open, argument,
     child_queued::accept_is_seen,
-    state::{child_left, closed_early_ends, syn_by_cookie},
+    never_established::closed_early_ends,
+    state::{child_left, syn_by_cookie},
 };
 use crate::{
     emit::{count, now_ns, submit},

@@ -82,7 +82,10 @@ pub fn begin<M: Memory>(sock: Sock<M>, address: *const u8) -> Option<*mut Active
     // SAFETY: the entry that was just made; this thread holds the socket's lock.
     let endpoints = unsafe { &mut (*open).endpoints };
     sock.ends(endpoints);
+    // What the socket has of a remote end is of an earlier call that failed: tcp_v6_connect leaves the address there.
+    endpoints.remote_address = [0; 16];
     endpoints.remote_port = 0;
+    endpoints.flags = 0;
     remote_of_sockaddr(address, endpoints);
     note_call(sock.key());
     Some(open)

@@ -13,6 +13,7 @@ pub mod connect_call;
 pub mod drop;
 pub mod fast_open;
 pub mod listening;
+pub mod never_established;
 pub mod opener;
 pub mod passive_open;
 pub mod rejected;

@@ -205,7 +205,8 @@ impl Tracker {
                 Some(TcpState::Established) => child.established_ns = Some(at.time_ns),
                 _ if act.acknowledged => {
                     child.acknowledged_late = true;
-                    child.established_ns = act.final_ack_ns.or(Some(at.time_ns));
+                    child.established_ns =
+                        Some(act.final_ack_ns.map_or(at.time_ns, |ack_ns| ack_ns.min(at.time_ns)));
                 }
                 _ => {
                     child.closed = true;

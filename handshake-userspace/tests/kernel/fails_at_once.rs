@@ -158,6 +158,7 @@ fn a_sendmsg_that_found_no_way_lends_nothing_to_the_next_connect_of_its_socket()
             let error =
                 socket.send_to_with_flags(b"x", &first.into(), libc::MSG_FASTOPEN).expect_err("nor now");
             assert_eq!(error.raw_os_error(), Some(Errno::NETUNREACH.raw_os_error()));
+            // As above.
             std::thread::sleep(APART);
             socket.connect(&as_asked(to).into()).expect("it listens");
             (listener.accept().expect("a child is queued"), socket)

@@ -174,6 +174,7 @@ fn defer_in_vain(version: Version) {
             .ends(version.server, version.client, to.port())
             .thread("hs-listen")
             .joined()
+            .agreed_half_open(version.mss)
             .within("phases.synack_ns", 0..=500)
             .within("phases.ack_ns", AT_ONCE)
             .within("failed_after_ns", 2_900..=5_000)

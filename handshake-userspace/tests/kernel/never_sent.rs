@@ -34,6 +34,8 @@ fn a_deferred_connect_that_is_closed_before_its_first_write_is_cancelled() {
     });
     record
         .whole("client", "cancelled", &netns)
+        // Its end was seen by a hook that every mode has.
+        .seen_by(&["tracepoint"])
         .evidence("closed_in_syn_sent", None)
         // Its port is noted when the SYN leaves.
         .text("local.address", "127.0.0.1")

@@ -18,7 +18,7 @@ use super::{
         connect_without_waiting, listen_in, set_option, tcp_socket, wait_for_no_request, wait_for_request,
     },
     watch::Watch,
-    whole::AT_ONCE,
+    whole::{AT_ONCE, ETHERNET_MSS},
 };
 
 /// The kernel sends so many ICMPs in a row to one host before it limits their rate.
@@ -118,6 +118,7 @@ fn a_syn_ack_that_an_icmp_answers_ends_the_request_as_unreachable() {
                 .ends(SERVER_V4, NOWHERE, to.port())
                 .thread("hs-listen")
                 .joined()
+                .agreed_half_open(ETHERNET_MSS)
                 .within("phases.synack_ns", 0..=500)
                 .within("failed_after_ns", again * 2_500..=again * 6_000 + 900)
                 .number("retransmits.syn_ack", again)

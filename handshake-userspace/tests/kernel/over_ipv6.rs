@@ -205,6 +205,7 @@ fn a_final_ack_over_ipv6_at_a_full_accept_queue_leaves_only_the_client_connected
             .ends(SERVER_V6, CLIENT_V6, to.port())
             .thread("hs-listen")
             .joined()
+            .agreed_half_open(IPV6.mss)
             .within("phases.synack_ns", 0..=500)
             .within("phases.ack_ns", 900..=5_000)
             .within("failed_after_ns", 2_900..=9_000)

@@ -46,7 +46,7 @@ pub fn time_out_half_open(version: Version) {
             .ends(version.server, version.client, to.port())
             .thread("hs-listen")
             .joined()
-            .agreed_half_open(ETHERNET_MSS)
+            .agreed_half_open(version.mss)
             .within("phases.synack_ns", 0..=500)
             // After one second it was sent again, and two more the kernel waited for an answer.
             .within("failed_after_ns", 2_900..=5_000)
@@ -119,7 +119,7 @@ pub fn reset_half_open(version: Version) {
             .ends(version.server, version.client, to.port())
             .thread("hs-listen")
             .joined()
-            .agreed_half_open(ETHERNET_MSS)
+            .agreed_half_open(version.mss)
             .within("phases.synack_ns", 0..=500)
             .within("failed_after_ns", 900..=1_700)
             .number("retransmits.syn_ack", 1)
