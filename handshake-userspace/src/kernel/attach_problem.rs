@@ -67,6 +67,12 @@ pub(super) fn kind(place: Place) -> &'static str {
     }
 }
 
+/// Whether the verifier refused `--cgroup`: before 5.15 no program of ours may ask for the cgroups above a thread's own.
+pub(super) fn lacks_cgroups(error: &dyn std::error::Error) -> bool {
+    const HELPER: &str = "unknown func bpf_get_current_ancestor_cgroup_id";
+    std::iter::successors(Some(error), |error| error.source()).any(|error| error.to_string().contains(HELPER))
+}
+
 /// An error with its causes in one line, without a verifier's log: that is what `-v` is for.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

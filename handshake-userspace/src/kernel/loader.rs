@@ -19,7 +19,7 @@ use handshake_common::event::Attach;
 
 use super::{
     AttachChoice, Attached, HookStatus, LiveTrace, StartError, TraceOptions,
-    attach_problem::{AttachProblem, chain, is_forbidden, kind, name, unless_loaded},
+    attach_problem::{AttachProblem, chain, is_forbidden, kind, lacks_cgroups, name, unless_loaded},
     beginning::{begin_to_watch, requests_are_seen_by},
     btf::{Btf as KernelBtf, BtfError},
     canary::Canary,
@@ -321,6 +321,12 @@ impl<'a> Attacher<'a> {
             text.push_str(
                 "; another sock_ops program has the root cgroup to itself (attached without BPF_F_ALLOW_MULTI): \
                  `bpftool cgroup show` names it",
+            );
+        }
+        if lacks_cgroups(error) {
+            text.push_str(
+                "; this kernel (before 5.15) doesn't let programs ask for the cgroups above a thread's own, which \
+                 --cgroup needs: --pid, --comm, --uid or --netns may do",
             );
         }
         if self.locked && matches!(place, Place::Kprobe(_) | Place::Kretprobe(_) | Place::SystemCall(_)) {
