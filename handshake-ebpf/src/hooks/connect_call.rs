@@ -199,6 +199,11 @@ pub fn connect_returned<M: Memory>(sock: Sock<M>, result: i32, attach: Attach) {
     // this thread doesn't. What can be lost is the mark of a RST, which LeftSynSent reads before this
     // thread could be woken.
     unsafe { (*open).flags |= flags::CALL_RETURNED };
+    if syn_sent_ns == 0 && state == TcpState::SynSent as u8 {
+        // A deferred Fast Open: its ends are chosen, and its SYN, which would tell them, may never leave.
+        // SAFETY: as above.
+        sock.ends(unsafe { &mut (*open).endpoints });
+    }
 }
 
 /// A call that failed before it reached TCP, or (tracepoint mode) before the socket left CLOSED, has left no

@@ -37,10 +37,7 @@ fn a_deferred_connect_that_is_closed_before_its_first_write_is_cancelled() {
         // Its end was seen by a hook that every mode has.
         .seen_by(&["tracepoint"])
         .evidence("closed_in_syn_sent", None)
-        // Its port is noted when the SYN leaves.
-        .text("local.address", "127.0.0.1")
-        .text("remote.address", "127.0.0.1")
-        .number("remote.port", port.into())
+        .ends("127.0.0.1", "127.0.0.1", port)
         .thread("hs-both")
         .within("failed_after_ns", AT_ONCE)
         .flags(&["non_blocking"])
