@@ -144,10 +144,14 @@ fn threads_that_waited_in_accept_before_us_lose_no_connection() {
     let records = tracer.stop();
     let (clients, servers) = (all(&records, "client"), all(&records, "server"));
     assert_eq!((clients.len(), servers.len()), (CONNECTIONS, CONNECTIONS));
+    // 7.2 preempts a thread within the tracepoint, and skips it for the others on that CPU: counted, and told so.
+    let unseen = servers.iter().filter(|record| record.number("process.pid").is_none()).count() as u64;
+    let skipped = records.last().and_then(|health| health.number("missed_probes")).unwrap_or(0);
+    assert!(unseen <= skipped, "{unseen} were accepted unseen, and {skipped} hits skipped");
     for record in &servers {
+        let is_seen = record.number("process.pid").is_some();
         server_of(record, "established", &netns, (HERE, HERE, port))
-            .thread("hs-acceptor")
-            .within("phases.accept_ns", 0..=5_000)
+            .also(is_seen, |whole| whole.thread("hs-acceptor").within("phases.accept_ns", 0..=5_000))
             .old_calls()
             .queued(1..=CONNECTIONS as u64, 128..=4_096)
             .also(record.has_flag("reset_in_queue"), |whole| whole.flags(&["reset_in_queue"]))
