@@ -16,7 +16,7 @@ use std::{process::Stdio, time::Instant};
 const BETWEEN: &str = "6.1";
 /// What runs on it: whether its verifier takes every program, and each part of a handshake once.
 const IN_BETWEEN: &str =
-    "program:: canary:: active_open:: passive_open:: accept_queue:: fast_open:: drops:: loss::";
+    "program::,canary::,active_open::,passive_open::,accept_queue::,fast_open::,drops::,loss::";
 
 /// Which gates.
 #[derive(clap::Args)]
