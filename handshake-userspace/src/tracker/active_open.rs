@@ -226,19 +226,13 @@ impl Tracker {
     }
 
     pub(super) fn connect_returned(&mut self, at: At, errno: u32, out: &mut Vec<HandshakeUpdate>) {
-        let Some(mut entry) = self.take_active(at) else {
-            self.counts.unmatched += 1;
-            return;
-        };
-        entry.identity.fed_by(at);
-        if let Kind::Active(open) = &mut entry.kind {
+        self.learn(at, out, |open| {
             if open.is_over() {
                 open.returned = open.returned.or(Some((at.time_ns, errno)));
             } else {
                 open.returned_early = true;
             }
-        }
-        self.settle_active(entry, out);
+        });
     }
 
     pub(super) fn fast_open_answered(
@@ -247,15 +241,7 @@ impl Tracker {
         cookie: Option<bool>,
         out: &mut Vec<HandshakeUpdate>,
     ) {
-        let Some(mut entry) = self.take_active(at) else {
-            self.counts.unmatched += 1;
-            return;
-        };
-        entry.identity.fed_by(at);
-        if let Kind::Active(open) = &mut entry.kind {
-            open.cookie = open.cookie.or(Some(cookie));
-        }
-        self.settle_active(entry, out);
+        self.learn(at, out, |open| open.cookie = open.cookie.or(Some(cookie)));
     }
 
     pub(super) fn address_rewritten(
@@ -264,15 +250,7 @@ impl Tracker {
         asked: Option<SocketAddr>,
         out: &mut Vec<HandshakeUpdate>,
     ) {
-        let Some(mut entry) = self.take_active(at) else {
-            self.counts.unmatched += 1;
-            return;
-        };
-        entry.identity.fed_by(at);
-        if let Kind::Active(open) = &mut entry.kind {
-            open.asked = open.asked.or(asked);
-        }
-        self.settle_active(entry, out);
+        self.learn(at, out, |open| open.asked = open.asked.or(asked));
     }
 
     pub(super) fn syn_retransmitted(
@@ -282,15 +260,22 @@ impl Tracker {
         attempt: Option<u32>,
         out: &mut Vec<HandshakeUpdate>,
     ) {
+        self.learn(at, out, |open| {
+            open.ends = complete_ends(open.ends, ends);
+            open.syn_retransmits = attempt.unwrap_or(0).max(open.syn_retransmits.saturating_add(1));
+            open.last_retransmit_ns = open.last_retransmit_ns.max(Some(at.time_ns));
+        });
+    }
+
+    /// What an act adds to an active open that is known; one that is not begins nothing by it, and is counted.
+    fn learn(&mut self, at: At, out: &mut Vec<HandshakeUpdate>, what: impl FnOnce(&mut ActiveOpen)) {
         let Some(mut entry) = self.take_active(at) else {
             self.counts.unmatched += 1;
             return;
         };
         entry.identity.fed_by(at);
         if let Kind::Active(open) = &mut entry.kind {
-            open.ends = complete_ends(open.ends, ends);
-            open.syn_retransmits = attempt.unwrap_or(0).max(open.syn_retransmits.saturating_add(1));
-            open.last_retransmit_ns = open.last_retransmit_ns.max(Some(at.time_ns));
+            what(open);
         }
         self.settle_active(entry, out);
     }
