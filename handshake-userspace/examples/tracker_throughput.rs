@@ -119,6 +119,7 @@ fn connection(number: u64) -> Vec<(u64, Input)> {
         mptcp_join: false,
         icmp_received: false,
         acknowledged: false,
+        other_syn: false,
         own: false,
     };
     let left = LeftSynSent {

@@ -36,8 +36,8 @@ pub mod flags {
     pub const END_NOT_SEEN: u32 = 1 << 11;
     /// It was half open when we stopped watching.
     pub const STILL_OPEN: u32 = 1 << 12;
-    /// We answered an ACK of it with a RST: at a full accept queue (tcp_abort_on_overflow), or because MPTCP wants
-    /// none of it.
+    /// We answered a segment of it with a RST: the final ACK, at a full accept queue (tcp_abort_on_overflow) or because
+    /// MPTCP wants none of it; or, with [`OTHER_SYN`], another SYN.
     pub const RESET_SENT: u32 = 1 << 13;
     /// A further subflow of an MPTCP connection: accept() never returns it.
     pub const MPTCP_JOIN: u32 = 1 << 14;
@@ -45,6 +45,8 @@ pub mod flags {
     pub const ICMP_RECEIVED: u32 = 1 << 15;
     /// The final ACK came after the child's owner had closed it: it never was ESTABLISHED.
     pub const ACKNOWLEDGED: u32 = 1 << 16;
+    /// The RST of [`RESET_SENT`] answered a SYN with another number, inside the window: the client has begun anew.
+    pub const OTHER_SYN: u32 = 1 << 17;
 }
 
 /// All that is known of one passive open.

@@ -129,6 +129,16 @@ pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>,
         if segment & RST != 0 {
             (*entry).flags |= flags::RESET_RECEIVED;
         } else if segment & SYN != 0 {
+            if let Some(number) = sk_buff::sequence::<M>(skb)
+                && !request.began_with(number)
+            {
+                // tcp_check_req answers one in the window with a RST, and drops the request; any other with an ACK.
+                let end = sk_buff::end_sequence::<M>(skb).unwrap_or(number);
+                if request.is_in_window(number, end) {
+                    may_be_refused(request.key(), skb, flags::RESET_SENT | flags::OTHER_SYN);
+                }
+                return;
+            }
             // Of a request that is older than we are nobody counted the first ones.
             if (*entry).flags & flags::SYN_NOT_SEEN == 0 {
                 (*entry).syns_seen = (*entry).syns_seen.saturating_add(1);
@@ -152,7 +162,8 @@ pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>,
                 (*entry).flags |= flags::ACK_DROPPED;
                 (*entry).accept_queue_length = length;
                 (*entry).accept_queue_limit = limit;
-                final_ack_dropped(request.key(), skb);
+                // With tcp_abort_on_overflow.
+                may_be_refused(request.key(), skb, flags::RESET_SENT);
             }
         }
     }
@@ -188,14 +199,15 @@ fn would_be_taken<M: Memory>(listener: Sock<M>, request: RequestSock<M>, skb: *c
     request.would_take(begin, end, listener.defers_accept())
 }
 
-/// Notes the ACK: with tcp_abort_on_overflow a RST for it follows within this call, and the request is dropped.
+/// Notes the segment: if a RST for it follows within this call, the request is dropped for that.
 #[inline(always)]
-fn final_ack_dropped(request: u64, skb: *const u8) {
+fn may_be_refused(request: u64, skb: *const u8, if_refused: u32) {
     let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's own entry.
     unsafe {
-        (*work).final_ack = skb as u64;
-        (*work).final_ack_request = request;
+        (*work).refusable = skb as u64;
+        (*work).refusable_request = request;
+        (*work).if_refused = if_refused;
     }
 }
 

@@ -75,7 +75,7 @@ fn reset_sent(socket: u64) {
     }
 }
 
-/// We answer a segment that this CPU works on: a SYN, or a final ACK at a full accept queue.
+/// We answer a segment that this CPU works on: a SYN, or one at a half-open request.
 #[inline(always)]
 fn segment_answered(listener: u64, segment: u64) {
     let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) else { return };
@@ -87,14 +87,14 @@ fn segment_answered(listener: u64, segment: u64) {
         if (*work).segment == segment {
             (*work).answered |= answer::RESET;
         }
-        if (*work).final_ack == segment
-            && let Some(entry) = maps::request((*work).final_ack_request)
+        if (*work).refusable == segment
+            && let Some(entry) = maps::request((*work).refusable_request)
             // Memory of a segment is used again at once, but not for another one at this listener.
             && (*entry).listener == listener
         {
-            (*work).final_ack = 0;
+            (*work).refusable = 0;
             let held = (*entry).flags & !passive_open::flags::ACK_DROPPED;
-            (*entry).flags = held | passive_open::flags::RESET_SENT;
+            (*entry).flags = held | (*work).if_refused;
         }
     }
 }

@@ -161,6 +161,25 @@ impl<M: Memory> RequestSock<M> {
         number.wrapping_sub(isn).wrapping_sub(1) < 1 << 31
     }
 
+    /// Whether its SYN had this number.
+    #[inline(always)]
+    pub fn began_with(self, number: u32) -> bool {
+        let Some(request) = M::tcp_request_sock(self.address) else { return true };
+        let Some(isn) = M::read::<u32>(request, offset!(treq_rcv_isn)) else { return true };
+        number == isn
+    }
+
+    /// Whether a segment with these numbers, of which the SYN is one, touches the window that the SYN-ACK announced.
+    #[inline(always)]
+    pub fn is_in_window(self, begin: u32, end: u32) -> bool {
+        let Some(request) = M::tcp_request_sock(self.address) else { return false };
+        let Some(isn) = M::read::<u32>(request, offset!(treq_rcv_isn)) else { return false };
+        let Some(window) = M::read::<u32>(self.address, offset!(req_rcv_wnd)) else { return false };
+        let next = isn.wrapping_add(1);
+        begin.wrapping_sub(next) < window
+            || begin.wrapping_sub(next) > 1 << 31 && end.wrapping_sub(next).wrapping_sub(1) < 1 << 31
+    }
+
     /// Whether a segment with these numbers lies in the window that the SYN-ACK announced, and what TCP_DEFER_ACCEPT
     /// does with it: a bare ACK is ignored until the SYN-ACK's timer has fired as often as `defer` says.
     #[inline(always)]

@@ -156,10 +156,11 @@ pub struct InSoftirq {
     pub icmp_request: u64,
     /// When.
     pub icmp_ns: u64,
-    /// The final ACK that found the accept queue full.
-    pub final_ack: u64,
+    /// A segment at a half-open request that the kernel may answer with a RST within this call: the final ACK that found the
+    /// accept queue full, or another SYN.
+    pub refusable: u64,
     /// The request that it is for.
-    pub final_ack_request: u64,
+    pub refusable_request: u64,
     /// The request that was created for `segment`.
     pub created: u64,
     /// The latest child that found `QUEUED` full. Its event went out, so it is no child that nobody announced.
@@ -188,6 +189,10 @@ pub struct InSoftirq {
     pub accept_queue_limit: u32,
     /// See `accept_queue_length`.
     pub syn_queue_length: u32,
+    /// What a RST for `refusable` means: bits of the passive open's flags.
+    pub if_refused: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
 }
 
 /// [`InSoftirq::answered`].

@@ -51,6 +51,7 @@ pub(super) fn passive_open(raw: &raw::PassiveOpen) -> Result<Box<PassiveOpen>, D
         mptcp_join: has(flags::MPTCP_JOIN),
         icmp_received: has(flags::ICMP_RECEIVED),
         acknowledged: has(flags::ACKNOWLEDGED),
+        other_syn: has(flags::OTHER_SYN),
     }))
 }
 

@@ -320,8 +320,10 @@ pub struct PassiveOpen {
     pub end_not_seen: bool,
     /// It was half open when we stopped watching.
     pub still_open: bool,
-    /// We answered an ACK of it with a RST.
+    /// We answered a segment of it with a RST.
     pub reset_sent: bool,
+    /// That segment was a SYN with another number: its client has begun anew.
+    pub other_syn: bool,
     /// An ICMP error that answered its SYN-ACK ended it.
     pub icmp_received: bool,
     /// It joins an MPTCP connection that exists; accept() never returns it.

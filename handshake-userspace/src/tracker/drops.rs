@@ -198,7 +198,7 @@ impl Tracker {
             ..earlier
         };
         let _ = self.listeners.forget_child(at.socket.address);
-        let child = super::passive_open::Child { dropped: Some(attempt), ..Default::default() };
+        let child = super::child::Child { dropped: Some(attempt), ..Default::default() };
         Entry { identity, kind: Kind::Child(Box::new(child)) }
     }
 

@@ -5,7 +5,7 @@
 
 use handshake_common::event::Attach;
 
-use super::{active_open::ActiveOpen, drops::DroppedAttempt, passive_open::Child, queued::QueuedChild};
+use super::{active_open::ActiveOpen, child::Child, drops::DroppedAttempt, queued::QueuedChild};
 use crate::model::observation::{Ends, Observation, SocketKey};
 
 /// See the module.

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-use super::passive_open::Child;
+use super::child::Child;
 use crate::model::mib::{
     Compared, Difference, MibCounter, MibReading, MibValues, NamespaceMib, NotCompared, Reconciliation,
     TALLIES, Tally,
@@ -64,8 +64,9 @@ struct Account {
     near_pending: [u64; TALLIES],
     /// After the pending reading, and in `seen` too.
     after_pending: [u64; TALLIES],
-    /// Half-open requests that were there before us: no hook of ours will tell of their end.
-    requests_before: u64,
+    /// What the kernel may have counted since and may have counted before: the resets of half-open requests that were
+    /// there before us, whose end no hook of ours tells, and children of which nobody saw when they were queued.
+    unsure: [u64; TALLIES],
 }
 
 impl Ledger {
@@ -91,8 +92,21 @@ impl Ledger {
 
     /// A request that was half open before us.
     pub(super) fn request_was_there(&mut self, netns: Option<u32>) {
+        self.may_be_counted(netns, Tally::EmbryonicResets);
+    }
+
+    /// A child of which the first that is seen is that it leaves the queue. The kernel withheld the hits before that,
+    /// and counted it; unless it was made before our time.
+    pub(super) fn child_came_unseen(&mut self, child: &mut Child, netns: Option<u32>) {
+        if !child.counted && !child.seen_late {
+            child.counted = true;
+            self.may_be_counted(netns, Tally::PassiveOpens);
+        }
+    }
+
+    fn may_be_counted(&mut self, netns: Option<u32>, tally: Tally) {
         if let Some(account) = self.account(netns) {
-            account.requests_before += 1;
+            account.unsure[tally as usize] += 1;
         }
     }
 
@@ -241,10 +255,7 @@ impl Account {
         let kernel = tally.in_kernel(values)?.saturating_sub(base);
         let not_yet = self.near_pending[at].saturating_add(self.after_pending[at]);
         let least = self.seen[at].saturating_sub(not_yet);
-        let mut play = self.near_base[at].saturating_add(self.near_pending[at]);
-        if tally == Tally::EmbryonicResets {
-            play = play.saturating_add(self.requests_before);
-        }
+        let play = self.near_base[at].saturating_add(self.near_pending[at]).saturating_add(self.unsure[at]);
         let seen = kernel.clamp(least, least.saturating_add(play));
         Some(Compared {
             kernel,

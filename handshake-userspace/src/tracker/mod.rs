@@ -9,6 +9,7 @@
 //! else the records would depend on how the reader's batches fell.
 
 mod active_open;
+mod child;
 mod config;
 mod drops;
 mod entry;

@@ -12,6 +12,7 @@ mod accept_queue;
 mod active_open;
 mod adding_up;
 mod agreed;
+mod begun_anew;
 mod bounds;
 mod btf_file;
 mod canary;

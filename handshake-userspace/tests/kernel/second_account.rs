@@ -48,7 +48,7 @@ fn differences(health: &Record, netns: &Netns) -> Vec<Value> {
 }
 
 #[track_caller]
-fn expect_agreement(health: &Record, namespaces: &[&Netns]) {
+pub fn expect_agreement(health: &Record, namespaces: &[&Netns]) {
     assert_eq!(health.get("kernel_counters.not_compared"), None, "{health}");
     for netns in namespaces {
         assert_eq!(differences(health, netns), [] as [Value; 0], "{health}");

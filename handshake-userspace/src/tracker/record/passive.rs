@@ -5,8 +5,8 @@
 
 use super::{
     super::{
+        child::Child,
         entry::{between, until_called},
-        passive_open::Child,
         verdict::{self, Verdict},
     },
     Head, ended_badly, flags, join, not_after,
@@ -41,7 +41,7 @@ pub(in crate::tracker) fn of_child(child: Child, dropped: Option<Dropped>, head:
     let cookie_ack_dropped = child.dropped.as_ref().is_some_and(|attempt| attempt.cookie_ack);
     let ack_dropped = cookie_ack_dropped || known.is_some_and(|open| open.ack_dropped);
     let joins = known.is_some_and(|open| open.mptcp_join);
-    let refused_ack = known.is_some_and(|open| open.reset_sent);
+    let refused_ack = known.is_some_and(|open| open.reset_sent && !open.other_syn);
     // It answered the SYN that was let in, and no earlier one.
     let synack_ns = known
         .and_then(|open| open.synack_ns)
@@ -170,7 +170,10 @@ fn judge_child(child: &Child) -> Option<Verdict> {
             return Some(Verdict::new(Outcome::Cancelled, EvidenceKind::ListenerClosed));
         }
         if open.reset_sent {
-            let why = if open.mptcp_join { EvidenceKind::ResetSent } else { EvidenceKind::AcceptQueueFull };
+            let why = match open.mptcp_join || open.other_syn {
+                true => EvidenceKind::ResetSent,
+                false => EvidenceKind::AcceptQueueFull,
+            };
             return Some(Verdict::new(Outcome::Reset, why));
         }
         if open.ack_dropped {

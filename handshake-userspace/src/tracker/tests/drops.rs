@@ -277,6 +277,16 @@ fn final_ack_at_a_full_accept_queue_that_is_answered_by_a_rst_leaves_nobody_conn
 }
 
 #[test]
+fn request_whose_client_begins_anew_inside_its_window_is_reset_by_this_host() {
+    let server = given_listener().syn().syn_ack().wait(SEC).with(|facts| {
+        facts.reset_sent = true;
+        facts.other_syn = true;
+    });
+    let record = server.request_dies().expect(Outcome::Reset);
+    assert_eq!((record.evidence.kind, record.accept_queue), (EvidenceKind::ResetSent, None));
+}
+
+#[test]
 fn subflow_that_joins_waits_for_no_accept() {
     let server = given_listener().syn().syn_ack().wait(MS).with(|facts| {
         facts.mptcp_join = true;

@@ -125,8 +125,8 @@ const STATED_BYTES: usize = 256 << 20;
 #[test]
 fn full_tables_take_no_more_memory_than_is_stated() {
     use super::super::{
-        TrackerConfig, active_open::ActiveOpen, drops::DroppedAttempt, passive_open::Child,
-        queued::QueuedChild, table::BYTES_PER_ENTRY, told::Told,
+        TrackerConfig, active_open::ActiveOpen, child::Child, drops::DroppedAttempt, queued::QueuedChild,
+        table::BYTES_PER_ENTRY, told::Told,
     };
     // Each box of the allocator has a head of its own.
     const HEAD: usize = 16;

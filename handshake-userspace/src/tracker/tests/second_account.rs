@@ -134,6 +134,14 @@ fn an_open_whose_syn_event_was_lost_is_counted_at_its_end() {
 }
 
 #[test]
+fn a_child_of_which_only_accept_is_seen_may_be_older_than_we_are_or_withheld_from_us() {
+    let accepted = given_listener().accept().script.acts;
+    expect_agreement([0, 1, 0, 0], &accepted);
+    expect_agreement([0, 0, 0, 0], &accepted);
+    assert_eq!(against([0, 2, 0, 0], &accepted).agrees(), Some(false), "it is one");
+}
+
+#[test]
 fn a_socket_under_repair_sent_no_syn() {
     let script = given_client().syn().with(|facts| facts.agreed.repair = true).syn_ack();
     let mut acts = script.script.acts;

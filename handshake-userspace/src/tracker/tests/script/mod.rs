@@ -204,6 +204,7 @@ fn half_open() -> PassiveOpen {
         mptcp_join: false,
         icmp_received: false,
         acknowledged: false,
+        other_syn: false,
         own: false,
     }
 }
