@@ -58,7 +58,7 @@ impl DroppedAttempt {
 }
 
 /// Where an attempt waits in the table. Half of all keys, and no kernel address, which has its highest bit set.
-fn place_of(local: SocketAddr, remote: SocketAddr, netns: Option<u32>, isn: u32) -> u64 {
+pub(super) fn place_of(local: SocketAddr, remote: SocketAddr, netns: Option<u32>, isn: u32) -> u64 {
     let fold = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
     let address = |end: SocketAddr| match end {
         SocketAddr::V4(end) => u128::from(u32::from(*end.ip())),

@@ -18,6 +18,7 @@ mod listeners;
 mod loss;
 mod passive_open;
 mod queued;
+mod raced;
 mod record;
 mod reorder;
 mod simultaneous;

@@ -37,16 +37,17 @@ impl Tracker {
                 if let Some(old) = other {
                     self.finish(old, Why::Displaced, out);
                 }
-                if self.is_told(at, &act) {
-                    return;
+                match self.take_survivor(at, &act) {
+                    Some(survivor) => survivor,
+                    None if self.is_told(at, &act) => return,
+                    None if !self.has_room() => {
+                        // The event at ->ESTABLISHED repeats this one. With Fast Open accept() may come before
+                        // that, and must not look like a child that nobody had announced.
+                        self.given_up.add(queued_ns);
+                        return;
+                    }
+                    None => self.begin_or_continue(at, queued_ns, &act),
                 }
-                if !self.has_room() {
-                    // The event at ->ESTABLISHED repeats this one. With Fast Open accept() may come before
-                    // that, and must not look like a child that nobody had announced.
-                    self.given_up.add(queued_ns);
-                    return;
-                }
-                self.begin_or_continue(at, queued_ns, &act)
             }
         };
         entry.identity.fed_by(at);
@@ -100,8 +101,11 @@ impl Tracker {
                     self.begin_or_continue(at, act.queued_ns.unwrap_or(at.time_ns), &act)
                 }
             },
-            None if self.is_told(at, &act) => return,
-            None => self.begin_or_continue(at, act.queued_ns.unwrap_or(at.time_ns), &act),
+            None => match self.take_survivor(at, &act) {
+                Some(survivor) => survivor,
+                None if self.is_told(at, &act) => return,
+                None => self.begin_or_continue(at, act.queued_ns.unwrap_or(at.time_ns), &act),
+            },
         };
         entry.identity.fed_by(at);
         if let Kind::Child(child) = &mut entry.kind {
@@ -187,7 +191,7 @@ impl Tracker {
             }
             child.complete_by(act);
         }
-        self.finish(entry, Why::Ended, out);
+        self.settle_request(entry, out);
     }
 
     pub(super) fn accepted(&mut self, at: At, act: Accepted, out: &mut Vec<HandshakeUpdate>) {

@@ -78,7 +78,8 @@ fn another_syn_inside_the_window_resets_a_half_open_request_and_one_outside_does
             .number("isn.remote", u64::from(ISN.wrapping_sub(1_000)))
             .number("retransmits.syn_seen", 1)
             .number("remote.port", u64::from(OUTSIDE))
-            .queued(0..=0, 64..=64)
+            .number("accept_queue.length", 0)
+            .number("accept_queue.limit", 64)
             .flags(&[])
             .nothing_else();
     }

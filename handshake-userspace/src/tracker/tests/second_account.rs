@@ -115,6 +115,11 @@ fn a_child_that_lost_the_race_for_its_request_was_made_all_the_same() {
     raced.script.observe(undone.clone());
     expect_agreement([0, 1, 1, 1], &raced.script.acts);
     raced.expect(Outcome::Reset);
+    // The ACK makes a child though a RST came first: one record, established, and a failure that was none.
+    let survived = reset.child_queued().wait(US).established().wait(MS).accept();
+    expect_agreement([0, 1, 1, 0], &survived.script.acts);
+    let record = survived.expect(Outcome::Established);
+    assert_eq!((record.flags.as_slice(), record.latency_ns.is_some()), ([].as_slice(), true));
     // The ACK and a FIN make a child each.
     let mut two = request().child_queued();
     two.script.observe(undone);
