@@ -15,6 +15,7 @@ use super::{
     netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
     plain::{dropped, expect_counts, expect_fillers, expect_fillers_beside_a_request, server_of},
     record::{Record, all_of},
+    second_account::counter,
     tracer::Tracer,
     traffic::{
         ESTABLISHED, SYN_SENT, connect_without_waiting, finish, until, wait_for_no_request, wait_for_request,
@@ -368,7 +369,8 @@ fn a_listener_that_was_there_before_us_is_named_for_the_syns_that_it_drops() {
     let _streams = fill(&pair.server, to);
     let tracer = Tracer::start(&["--netns", pair.server.name()]);
     let socket = pair.client.on_thread("hs-client", || connect_without_waiting(to));
-    pair.client.on_thread("hs-client", || wait_for_state(to.port(), SYN_SENT));
+    // That it was sent says not that it has arrived.
+    until("the SYN was dropped", || counter(&pair.server, "netstat", "TcpExt:", "ListenOverflows") > 0);
     // With --duration or SIGINT an attempt that still waits for its next SYN is told too.
     let servers = all_of(tracer.stop(), &pair.server);
     // Without probes nothing tells of the drop.

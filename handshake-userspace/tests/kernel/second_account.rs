@@ -22,7 +22,7 @@ use super::{
 };
 
 /// A counter of a namespace, read by this test itself.
-fn counter(netns: &Netns, file: &str, group: &str, name: &str) -> u64 {
+pub fn counter(netns: &Netns, file: &str, group: &str, name: &str) -> u64 {
     let text = netns.on_thread("hs-counter", || {
         std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).expect("the kernel counts")
     });
