@@ -69,6 +69,8 @@ fn another_syn_inside_the_window_resets_a_half_open_request_and_one_outside_does
     for record in dropped.iter().filter(|_| !is_locked_down()) {
         record
             .whole("server", "syn_dropped", &pair.server)
+            // By the hook that every mode has.
+            .seen_by(&["tracepoint"])
             .evidence("drop_reason", None)
             .text("dropped.cause", "drop_reason")
             .text("dropped.reason", "TCP_OVERWINDOW")
