@@ -43,6 +43,9 @@ pub const MODULES: [&str; 19] = [
     "xfrm_user",
 ];
 
+/// Loaded by the test that needs it alone: it makes every network namespace listen.
+const LOADED_LATER: [&str; 1] = ["rds_tcp"];
+
 /// What the guest holds beside the base.
 pub struct Contents<'a> {
     /// Programs of the host, put into /bin with their libraries.
@@ -121,7 +124,7 @@ fn base(kernel: &Kernel, image: &Image, modules: &[&str], folder: &Path) -> Resu
         let about = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
         (file, about.len(), about.modified()?).hash(&mut hash);
     }
-    (INIT, modules).hash(&mut hash);
+    (INIT, modules, LOADED_LATER).hash(&mut hash);
     let cached = folder.join(format!("{}-{:016x}.cpio", kernel.name, hash.finish()));
     if cached.exists() {
         return Ok(cached);
@@ -138,13 +141,17 @@ fn base(kernel: &Kernel, image: &Image, modules: &[&str], folder: &Path) -> Resu
     files.file("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n");
     files.file("etc/hosts", 0o644, b"127.0.0.1 localhost\n::1 localhost\n");
     files.link("etc/mtab", "/proc/mounts");
-    let mut order = String::new();
-    for module in kernel_modules::in_loading_order(&kernel.folder, modules)? {
+    let all = [modules, &LOADED_LATER].concat();
+    let at_start = kernel_modules::in_loading_order(&kernel.folder, modules)?.len();
+    let (mut order, mut later) = (String::new(), String::new());
+    for (number, module) in kernel_modules::in_loading_order(&kernel.folder, &all)?.iter().enumerate() {
         files.file(&format!("modules/{}.ko", module.name), 0o644, &module.bytes);
-        order.push_str(&module.name);
-        order.push('\n');
+        let list = if number < at_start { &mut order } else { &mut later };
+        list.push_str(&module.name);
+        list.push('\n');
     }
     files.file("modules/order", 0o644, order.as_bytes());
+    files.file("modules/later", 0o644, later.as_bytes());
     // Another run may be making the same file; whichever is renamed last is as good as the other.
     let partial = image.scratch.join("base");
     fs::write(&partial, files.finish()).with_context(|| format!("cannot write {}", partial.display()))?;

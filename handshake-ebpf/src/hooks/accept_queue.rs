@@ -191,7 +191,7 @@ pub fn owner_shows<M: Memory>(sock: Sock<M>, old: u8, sends_fin: bool) {
     if sends_fin {
         // Only an owner does that. MPTCP takes the file from its subflows before.
         accepted_unseen(sock.key(), queued);
-    } else if sock.has_a_file() {
+    } else if sock.has_an_owner() {
         // The peer ended it. accept() may be about to return, which tracepoint mode sees later than the file.
         // SAFETY: a live entry; the socket's lock is held.
         unsafe { (*queued).has_owner = 1 };

@@ -42,8 +42,8 @@ fn reset_received<M: Memory>(sock: Sock<M>) {
             if half_open || (*queued).closed_early != 0 {
                 (*queued).passive.flags |= passive_open::flags::RESET_RECEIVED;
             }
-            // One with a file has left the queue, though its accept() was not seen.
-            if !sock.has_a_file() {
+            // One with an owner has left the queue, though its accept() was not seen.
+            if !sock.has_an_owner() {
                 (*queued).reset_ns = now_ns();
             }
         }

@@ -180,7 +180,7 @@ fn left_syn_received<M: Memory>(sock: Sock<M>, new: u8) {
     if child_found_no_room(sock, new) || child_joins(sock, new, now) {
         return;
     }
-    if sock.has_a_file() || lost_its_race(sock, new) {
+    if sock.has_an_owner() || lost_its_race(sock, new) {
         return;
     }
     child_without_probes(sock, new, now);

@@ -204,9 +204,9 @@ impl<M: Memory> Sock<M> {
         matches!(M::read::<u32>(tcp, offset!(write_seq)), Some(sequence) if sequence != 0)
     }
 
-    /// Whether a file owns it: an application's own socket, or a child that accept() has returned.
+    /// Whether a `struct socket` owns it: an application's own (or the kernel's), or a child that accept() has returned.
     #[inline(always)]
-    pub fn has_a_file(self) -> bool {
+    pub fn has_an_owner(self) -> bool {
         matches!(M::read::<u64>(self.address, offset!(sk_socket)), Some(socket) if socket != 0)
     }
 

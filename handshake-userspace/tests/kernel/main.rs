@@ -36,6 +36,7 @@ mod giving_up;
 mod identity;
 mod joined_ids;
 mod kept_back;
+mod kernel_listener;
 mod loss;
 mod lost_for_good;
 mod migration;
