@@ -5,7 +5,7 @@
 
 use std::{
     net::{SocketAddr, TcpStream},
-    os::fd::AsRawFd as _,
+    os::fd::AsRawFd,
 };
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -24,7 +24,7 @@ use super::{
 const NO_REASONS: &str = "the kernel names no drop reasons, or nobody may read whose segment it was";
 
 /// From now on no segment gets in.
-fn let_nothing_in(listener: &Socket) {
+pub(super) fn let_nothing_in(listener: &impl AsRawFd) {
     let mut nothing = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
     let program = libc::sock_fprog { len: 1, filter: &raw mut nothing };
     let size = size_of::<libc::sock_fprog>() as libc::socklen_t;
@@ -91,7 +91,7 @@ fn expect_dropped(watch: &Watch, pair: &Pair, to: SocketAddr, from: SocketAddr, 
 
 /// What the kernel and the listener's queue tell of such a SYN, and nothing more.
 #[track_caller]
-fn judged(whole: Whole<'_>, to: SocketAddr, from: SocketAddr, queue: Option<(u64, u64)>) {
+pub(super) fn judged(whole: Whole<'_>, to: SocketAddr, from: SocketAddr, queue: Option<(u64, u64)>) {
     let whole = whole
         // Every mode has this hook.
         .seen_by(&["tracepoint"])

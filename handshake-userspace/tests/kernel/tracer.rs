@@ -74,6 +74,11 @@ impl Tracer {
         })
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.0.pid()
+    }
+
     /// How many records came so far.
     pub fn count(&self) -> usize {
         self.0.heard().records.len()
