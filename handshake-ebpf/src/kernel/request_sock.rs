@@ -88,22 +88,33 @@ impl<M: Memory> RequestSock<M> {
         u16::from(M::read::<u8>(self.address, offset!(req_num_retrans)).unwrap_or(0))
     }
 
+    /// A field of the tcp_request_sock that it begins. The verifier's cast knows a listener's request by TCP's own
+    /// operations; MPTCP's listeners have others, and of their requests only the helper reads more.
+    #[inline(always)]
+    fn beyond<T: Copy>(self, offset: u32) -> Option<T> {
+        if let Some(request) = M::tcp_request_sock(self.address) {
+            return M::read(request, offset);
+        }
+        if LOCKED_DOWN.load() != 0 || offset!(treq_is_mptcp) == UNAVAILABLE {
+            return None;
+        }
+        Copied::read(self.address, offset)
+    }
+
     /// When the first SYN-ACK was sent, in nanoseconds, 0 if none or unknown.
     #[inline(always)]
     pub fn synack_ns(self) -> u64 {
-        let Some(request) = M::tcp_request_sock(self.address) else { return 0 };
-        M::read::<u64>(request, offset!(treq_snt_synack)).unwrap_or(0).wrapping_mul(1000)
+        self.beyond::<u64>(offset!(treq_snt_synack)).unwrap_or(0).wrapping_mul(1000)
     }
 
     /// Both ISNs.
     #[inline(always)]
     pub fn isns(self, negotiated: &mut Negotiated) {
-        let Some(request) = M::tcp_request_sock(self.address) else { return };
-        if let Some(sequence) = M::read::<u32>(request, offset!(treq_rcv_isn)) {
+        if let Some(sequence) = self.beyond::<u32>(offset!(treq_rcv_isn)) {
             negotiated.remote_isn = sequence;
             negotiated.known |= known::REMOTE_ISN;
         }
-        if let Some(sequence) = M::read::<u32>(request, offset!(treq_snt_isn)) {
+        if let Some(sequence) = self.beyond::<u32>(offset!(treq_snt_isn)) {
             negotiated.local_isn = sequence;
             negotiated.known |= known::LOCAL_ISN;
         }
@@ -113,11 +124,10 @@ impl<M: Memory> RequestSock<M> {
     /// neither is in a request.
     #[inline(always)]
     pub fn options(self, negotiated: &mut Negotiated) {
-        let Some(request) = M::tcp_request_sock(self.address) else { return };
         // One by one: of a pattern of several Options the compiler copies undefined halves too, which the verifier
         // refuses.
-        let Some(agreed) = M::read::<u8>(request, offset!(ireq_tstamp_ok)) else { return };
-        let Some(scales) = M::read::<u8>(request, offset!(ireq_snd_wscale)) else { return };
+        let Some(agreed) = self.beyond::<u8>(offset!(ireq_tstamp_ok)) else { return };
+        let Some(scales) = self.beyond::<u8>(offset!(ireq_snd_wscale)) else { return };
         let Some(mss) = M::read::<u16>(self.address, offset!(req_mss)) else { return };
         let mut options = 0;
         if agreed & TIMESTAMPS_OK != 0 {
@@ -148,16 +158,14 @@ impl<M: Memory> RequestSock<M> {
     /// Whether an ACK of this number is for its SYN-ACK (RFC 9293 section 3.5). One of another number makes no child.
     #[inline(always)]
     pub fn is_acknowledged_by(self, number: u32) -> bool {
-        let Some(request) = M::tcp_request_sock(self.address) else { return true };
-        let Some(isn) = M::read::<u32>(request, offset!(treq_snt_isn)) else { return true };
+        let Some(isn) = self.beyond::<u32>(offset!(treq_snt_isn)) else { return true };
         number == isn.wrapping_add(1)
     }
 
     /// Whether a segment that acknowledges this number acknowledges the SYN-ACK, and perhaps data after it.
     #[inline(always)]
     pub fn is_acknowledged_up_to(self, number: u32) -> bool {
-        let Some(request) = M::tcp_request_sock(self.address) else { return true };
-        let Some(isn) = M::read::<u32>(request, offset!(treq_snt_isn)) else { return true };
+        let Some(isn) = self.beyond::<u32>(offset!(treq_snt_isn)) else { return true };
         number.wrapping_sub(isn).wrapping_sub(1) < 1 << 31
     }
 
@@ -184,8 +192,7 @@ impl<M: Memory> RequestSock<M> {
     /// does with it: a bare ACK is ignored until the SYN-ACK's timer has fired as often as `defer` says.
     #[inline(always)]
     pub fn would_take(self, begin: u32, end: u32, defer: u8) -> bool {
-        let Some(request) = M::tcp_request_sock(self.address) else { return true };
-        let Some(isn) = M::read::<u32>(request, offset!(treq_rcv_isn)) else { return true };
+        let Some(isn) = self.beyond::<u32>(offset!(treq_rcv_isn)) else { return true };
         let next = isn.wrapping_add(1);
         if end == next {
             let fired = M::read::<u8>(self.address, offset!(req_num_timeout)).unwrap_or(0) >> 1;
@@ -215,8 +222,7 @@ impl<M: Memory> RequestSock<M> {
     /// Whether TCP_DEFER_ACCEPT swallowed a bare ACK (`inet_request_sock.acked`, bit 4 of its byte).
     #[inline(always)]
     pub fn deferred_accept(self) -> bool {
-        let Some(request) = M::tcp_request_sock(self.address) else { return false };
-        M::read::<u8>(request, offset!(ireq_acked)).unwrap_or(0) & ACKED != 0
+        self.beyond::<u8>(offset!(ireq_acked)).unwrap_or(0) & ACKED != 0
     }
 }
 
