@@ -4,6 +4,7 @@
 //! `decode`, `tracker`, `sinks` and `tui` import `model`. What a newcomer would get wrong: these are not the
 //! wire format of any sink; a sink converts.
 
+pub mod adding_up;
 pub mod drop_reasons;
 pub mod handshake;
 pub mod health;

@@ -372,12 +372,14 @@ pub fn expect_one_agreement(client: &Record, server: &Record) {
 #[test]
 fn a_field_that_nobody_asked_for_is_a_failure() {
     let record = Record(serde_json::json!({
-        "attach": "fentry", "latency_ns": 5, "phases": { "wire_ns": 5 }, "flags": []
+        "role": "client", "outcome": "established", "attach": "fentry", "latency_ns": 5,
+        "phases": { "wire_ns": 5 }, "flags": []
     }));
     let whole =
         || Whole { record: &record, asked: BTreeSet::new(), seen_by: vec!["fentry"], has_old_calls: false };
     let fails = |ask: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(ask)).is_err();
-    let asked = || whole().within("latency_ns", 0..=1).flags(&[]);
+    let ends = || whole().text("role", "client").text("outcome", "established");
+    let asked = || ends().within("latency_ns", 0..=1).flags(&[]);
     asked().within("phases.wire_ns", 0..=1).nothing_else();
     assert!(fails(&|| asked().nothing_else()), "phases.wire_ns was not asked for");
     assert!(fails(&|| asked().within("phases.wire_ns", 0..=1).seen_by(&["kprobe"]).nothing_else()));

@@ -56,7 +56,10 @@ pub(in crate::tracker) fn of_active_open(
         .flatten()
         .filter(|answered_ns| not_after(*answered_ns, over_ns));
     let wire_ns = between(syn_ns, answered_ns);
-    let last_retransmit_ns = open.last_retransmit_ns.filter(|again_ns| not_after(*again_ns, over_ns));
+    // One that is said to have left behind the answer waited for nothing.
+    let last_retransmit_ns = open
+        .last_retransmit_ns
+        .filter(|again_ns| not_after(*again_ns, over_ns) && not_after(*again_ns, answered_ns));
     let syns_again = (syn_left && !open.syns_uncounted).then_some(open.syn_retransmits);
     let syns = syns_again.map(|again| again.saturating_add(1));
 

@@ -77,6 +77,19 @@ fn round_trip_of_a_syn_that_was_sent_again_is_the_kernels_alone() {
 }
 
 #[test]
+fn a_syn_said_to_have_been_sent_again_behind_the_answer_waited_for_nothing() {
+    let crossed = given_client().syn().wait(MS).crossing_syn().wait(MS);
+    let left_again_ns = crossed.script.time_ns;
+    let client = given_client().syn().wait(MS).with(|facts| {
+        (facts.syn_retransmits, facts.last_retransmit_ns) = (1, Some(left_again_ns));
+    });
+    let client = client.crossing_syn().wait(3 * MS).leaves_syn_received(TcpState::Established, 0);
+    let record = client.expect(Outcome::Established);
+    assert_eq!((record.latency_ns, record.phases.wire_ns), (Some(4 * MS), Some(MS)));
+    assert_eq!((record.retransmits.syn, record.retransmits.waited_ns), (Some(1), None));
+}
+
+#[test]
 fn return_of_connect_after_established_is_the_wake() {
     let client = given_client().with(|facts| facts.return_is_seen = true).syn().wait(MS).syn_ack();
     let record = client.wait(5 * US).returns(0).expect(Outcome::Established);

@@ -7,7 +7,7 @@ use proptest::{collection::vec, prelude::*};
 
 use super::super::{Tracker, TrackerConfig};
 use super::script::*;
-use crate::model::{handshake::HandshakeUpdate, observation::*, outcome::Role};
+use crate::model::{adding_up::Heard, handshake::HandshakeUpdate, observation::*, outcome::Role};
 
 fn feed(config: TrackerConfig, inputs: impl IntoIterator<Item = Input>) -> (Vec<HandshakeUpdate>, Tracker) {
     let mut tracker = Tracker::new(config);
@@ -105,8 +105,11 @@ proptest! {
         let config = TrackerConfig { max_open, max_queued, max_held, ..config() };
         let mut tracker = Tracker::new(config);
         let mut out = vec![];
+        let mut heard = Heard::default();
         for act in acts {
-            tracker.observe(Input::Observation(Box::new(act)), &mut out);
+            let input = Input::Observation(Box::new(act));
+            heard.hear(&input);
+            tracker.observe(input, &mut out);
             let counts = tracker.counts();
             prop_assert_eq!(counts.seen, counts.established + counts.failed + counts.in_flight);
             prop_assert!(counts.in_flight <= max_open as u64);
@@ -119,6 +122,9 @@ proptest! {
         let records = handshakes(&out);
         prop_assert_eq!((counts.in_flight, counts.queued), (0, 0));
         prop_assert_eq!(records.len() as u64, counts.seen);
+        for record in &records {
+            prop_assert_eq!(heard.contradiction(record), None, "{:#?}", record);
+        }
         let keys: HashSet<_> = records.iter().map(|record| record.key).collect();
         prop_assert_eq!(keys.len(), records.len(), "one handshake record of each key");
         let accepts = accepts(&out);
