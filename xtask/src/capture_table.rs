@@ -33,18 +33,25 @@ impl CaptureTable {
     /// The table in Markdown.
     pub fn text(&self) -> String {
         let mut text = String::from(
-            "\n| kernel, mode | role | on the wire | missed | of them half open and excused | invented | told otherwise | partial \
-             | raced | median us | p99 us | max us |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+            "\n| kernel, mode | role | on the wire | over IPv6 | missed | of them half open and excused | invented | told otherwise | partial \
+             | raced | p1 us | median us | p99 us | max us |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
         );
         for ((number, mode, role), facts) in &self.rows {
             let number: Vec<String> = number.iter().map(u32::to_string).collect();
             let _ = write!(text, "| {} {mode} | {role} |", number.join("."));
-            for count in
-                ["handshakes", "missed", "beyond_limits", "invented", "disagreeing", "partial", "raced"]
-            {
+            for count in [
+                "handshakes",
+                "ipv6",
+                "missed",
+                "beyond_limits",
+                "invented",
+                "disagreeing",
+                "partial",
+                "raced",
+            ] {
                 let _ = write!(text, " {} |", facts.get(count).map_or("", String::as_str));
             }
-            for time in ["median_us", "p99_us", "max_us"] {
+            for time in ["p1_us", "median_us", "p99_us", "max_us"] {
                 let _ = write!(text, " {} |", facts.get(time).map_or("", String::as_str));
             }
             text.push('\n');
@@ -64,15 +71,17 @@ mod tests {
         table.line("witness: kernel=6.12.107+deb13-amd64 mode=fentry role=client handshakes=1 missed=1");
         table
             .line("witness: kernel=5.10.0-32-amd64 mode=kprobe role=server handshakes=9 missed=0 max_us=3.5");
-        table.line("witness: kernel=6.12.107+deb13-amd64 mode=fentry role=client handshakes=2208 missed=0");
+        table.line(
+            "witness: kernel=6.12.107+deb13-amd64 mode=fentry role=client handshakes=2208 ipv6=552 missed=0",
+        );
         table.line("test witness ... ok");
         let text = table.text();
         let rows: Vec<&str> = text.lines().skip(3).filter(|line| !line.is_empty()).collect();
         assert_eq!(
             rows,
             [
-                "| 5.10 kprobe | server | 9 | 0 |  |  |  |  |  |  |  | 3.5 |",
-                "| 6.12 fentry | client | 2208 | 0 |  |  |  |  |  |  |  |  |",
+                "| 5.10 kprobe | server | 9 |  | 0 |  |  |  |  |  |  |  |  | 3.5 |",
+                "| 6.12 fentry | client | 2208 | 552 | 0 |  |  |  |  |  |  |  |  |  |",
             ]
         );
     }

@@ -3,15 +3,16 @@
 //! A handshake is the same in both when ends and the client's ISN are, and its place among those of which all
 //! that is the same. What a reader would get wrong: the times
 //! can't be equal. The capture stamps a segment on the link, our hooks run above IP: the difference is the way
-//! through the stack, and the tolerance says how long that may be.
+//! through the stack, and `differences` says how long that may be.
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
 };
 
 use super::{
     super::record::Record,
+    differences::Differences,
     evidence::Subject,
     segment::{End, Key, OnTheWire, Segment, handshakes},
 };
@@ -36,9 +37,8 @@ pub struct Report {
     is_server: bool,
     ends: BTreeMap<&'static str, usize>,
     sent_again: usize,
-    /// Ours less the capture's.
-    differences_ns: Vec<i64>,
-    tolerance_ns: i64,
+    pub over_ipv6: usize,
+    differences: Differences,
 }
 
 /// What a record must say, given what passed.
@@ -158,10 +158,9 @@ fn counter(record: &Record) -> u64 {
     key.rsplit('-').next().and_then(|counter| counter.parse().ok()).expect("it ends in a counter")
 }
 
-fn end(record: &Record, side: &str) -> Option<SocketAddrV4> {
-    let IpAddr::V4(address) = record.text(&format!("{side}.address"))?.parse().ok()? else { return None };
-    let address: Ipv4Addr = address;
-    Some(SocketAddrV4::new(address, u16::try_from(record.number(&format!("{side}.port"))?).ok()?))
+fn end(record: &Record, side: &str) -> Option<SocketAddr> {
+    let address: IpAddr = record.text(&format!("{side}.address"))?.parse().ok()?;
+    Some(SocketAddr::new(address, u16::try_from(record.number(&format!("{side}.port"))?).ok()?))
 }
 
 impl Report {
@@ -181,8 +180,8 @@ impl Report {
             is_server: role == "server",
             ends: BTreeMap::new(),
             sent_again: 0,
-            differences_ns: Vec::new(),
-            tolerance_ns: if subject.emulated { 1_000_000 } else { 100_000 },
+            over_ipv6: 0,
+            differences: Differences::none(subject.emulated, role == "server"),
         }
     }
 
@@ -195,6 +194,7 @@ impl Report {
         let mut records: BTreeMap<Key, &Record> = ours.into_iter().collect();
         for (key, one) in &wire {
             self.on_the_wire += 1;
+            self.over_ipv6 += usize::from(key.0.is_ipv6());
             self.sent_again += usize::from(one.syns > 1 || one.syn_acks > 1);
             let (end, expected) = expected(one);
             *self.ends.entry(end).or_default() += 1;
@@ -241,7 +241,7 @@ impl Report {
         }
         if let Some((field, on_the_wire_ns)) = expected.time {
             match record.number(field).and_then(|ours| i64::try_from(ours).ok()) {
-                Some(ours_ns) => self.differences_ns.push(ours_ns - on_the_wire_ns),
+                Some(ours_ns) => self.differences.add(ours_ns, on_the_wire_ns),
                 None if self.may_be_partial => self.partial += 1,
                 None => wrong.push(format!("{field} is absent")),
             }
@@ -251,22 +251,15 @@ impl Report {
         }
     }
 
-    /// Sorted differences at some parts of a hundred.
-    fn percentile_us(&self, percent: usize) -> f64 {
-        let mut sorted = self.differences_ns.clone();
-        sorted.sort_unstable();
-        let at = (sorted.len().saturating_sub(1) * percent).div_ceil(100);
-        sorted.get(at).map_or(f64::NAN, |ns| *ns as f64 / 1_000.0)
-    }
-
     /// All of it, for a program to read.
     pub fn line(&self) -> String {
         let ends: String = self.ends.iter().map(|(end, count)| format!(" {end}={count}")).collect();
         format!(
-            "witness: {} handshakes={}{ends} sent_again={} records={} partial={} raced={} missed={} beyond_limits={} invented={} \
-             disagreeing={} timed={} min_us={:.1} median_us={:.1} p99_us={:.1} max_us={:.1}",
+            "witness: {} handshakes={} ipv6={}{ends} sent_again={} records={} partial={} raced={} missed={} beyond_limits={} invented={} \
+             disagreeing={} {}",
             self.title,
             self.on_the_wire,
+            self.over_ipv6,
             self.sent_again,
             self.records,
             self.partial,
@@ -275,11 +268,7 @@ impl Report {
             self.beyond_limits,
             self.invented.len(),
             self.disagreeing.len(),
-            self.differences_ns.len(),
-            self.percentile_us(0),
-            self.percentile_us(50),
-            self.percentile_us(99),
-            self.percentile_us(100),
+            self.differences.line(),
         )
     }
 
@@ -298,11 +287,7 @@ impl Report {
         if (self.partial + self.raced + skipped) * 50 > self.on_the_wire {
             offenders.push("more than 2 % were missed, told in part, or raced\n".to_owned());
         }
-        let limit_us = self.tolerance_ns as f64 / 1_000.0;
-        let middle_us = self.percentile_us(50);
-        if !(0.0..=limit_us).contains(&middle_us) {
-            offenders.push(format!("the median of the differences is not from 0 to {limit_us} us\n"));
-        }
+        offenders.extend(self.differences.out_of_bounds());
         (!offenders.is_empty()).then(|| format!("{}\n{}", self.line(), offenders.concat()))
     }
 }

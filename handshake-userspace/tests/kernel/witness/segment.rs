@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     path::Path,
     process::Command,
 };
@@ -21,8 +21,8 @@ const AT_ONCE_NS: i64 = 2_000_000;
 /// One TCP segment.
 pub struct Segment {
     pub time_ns: i64,
-    pub from: SocketAddrV4,
-    pub to: SocketAddrV4,
+    pub from: SocketAddr,
+    pub to: SocketAddr,
     pub flags: u16,
     pub sequence: u32,
     pub acknowledged: u32,
@@ -30,7 +30,7 @@ pub struct Segment {
 
 /// Which handshake: its ends, the client's first, and the client's ISN, for ports are used again. And which of
 /// those that are so alike: a SYN that was sent again can arrive when all is over, and begin another handshake.
-pub type Key = (SocketAddrV4, SocketAddrV4, u32, usize);
+pub type Key = (SocketAddr, SocketAddr, u32, usize);
 
 /// The segment that ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,11 +88,13 @@ impl OnTheWire {
 
 /// Decodes a capture.
 pub fn decode(file: &Path) -> Vec<Segment> {
-    const FIELDS: [&str; 8] = [
+    const FIELDS: [&str; 10] = [
         "frame.time_epoch",
         "ip.src",
+        "ipv6.src",
         "tcp.srcport",
         "ip.dst",
+        "ipv6.dst",
         "tcp.dstport",
         "tcp.flags",
         "tcp.seq_raw",
@@ -102,7 +104,15 @@ pub fn decode(file: &Path) -> Vec<Segment> {
         .arg("-r")
         .arg(file)
         // tshark's own analysis is neither needed nor asked.
-        .args(["-n", "-o", "tcp.analyze_sequence_numbers:FALSE", "-Y", "tcp and not icmp", "-T", "fields"])
+        .args([
+            "-n",
+            "-o",
+            "tcp.analyze_sequence_numbers:FALSE",
+            "-Y",
+            "tcp and not icmp and not icmpv6",
+            "-T",
+            "fields",
+        ])
         .args(FIELDS.iter().flat_map(|field| ["-e", field]))
         .output()
         .expect("tshark can be run");
@@ -118,18 +128,20 @@ pub fn decode(file: &Path) -> Vec<Segment> {
 
 fn segment(line: &str) -> Option<Segment> {
     let fields: Vec<&str> = line.split('\t').collect();
-    let [time, source, source_port, to, to_port, flags, sequence, acknowledged] = fields[..] else {
+    let [time, v4, v6, port, to_v4, to_v6, to_port, flags, sequence, acknowledged] = fields[..] else {
         return None;
     };
     let (seconds, fraction) = time.split_once('.')?;
-    let end = |address: &str, port: &str| {
-        Some(SocketAddrV4::new(address.parse::<Ipv4Addr>().ok()?, port.parse().ok()?))
+    // The fields of the other version of IP are empty.
+    let end = |v4: &str, v6: &str, port: &str| {
+        let address: IpAddr = if v6.is_empty() { v4.parse().ok()? } else { v6.parse().ok()? };
+        Some(SocketAddr::new(address, port.parse().ok()?))
     };
     Some(Segment {
         time_ns: seconds.parse::<i64>().ok()? * 1_000_000_000
             + format!("{fraction:0<9}").parse::<i64>().ok()?,
-        from: end(source, source_port)?,
-        to: end(to, to_port)?,
+        from: end(v4, v6, port)?,
+        to: end(to_v4, to_v6, to_port)?,
         flags: u16::from_str_radix(flags.strip_prefix("0x")?, 16).ok()?,
         sequence: sequence.parse().ok()?,
         acknowledged: acknowledged.parse().ok()?,
@@ -139,7 +151,7 @@ fn segment(line: &str) -> Option<Segment> {
 /// Every handshake of which a SYN passed.
 pub fn handshakes(segments: &[Segment]) -> BTreeMap<Key, OnTheWire> {
     let mut found: BTreeMap<Key, OnTheWire> = BTreeMap::new();
-    let mut latest: HashMap<(SocketAddrV4, SocketAddrV4), Key> = HashMap::new();
+    let mut latest: HashMap<(SocketAddr, SocketAddr), Key> = HashMap::new();
     for segment in segments {
         let Segment { time_ns, from, to, flags, sequence, acknowledged } = *segment;
         if flags & (SYN | ACK) == SYN {
@@ -195,10 +207,12 @@ pub fn handshakes(segments: &[Segment]) -> BTreeMap<Key, OnTheWire> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
-    const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 40000);
-    const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1), 80);
+    const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 40000);
+    const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), 80);
 
     /// `(by the client, flags, sequence number, acknowledged)`, a nanosecond apart.
     fn read(segments: &[(bool, u16, u32, u32)]) -> Vec<OnTheWire> {
@@ -228,6 +242,15 @@ mod tests {
         let [one] = &seen[..] else { panic!("{seen:?}") };
         assert_eq!((one.first_syn_ns, one.syns, one.syn_acks), (1, 2, 2));
         assert_eq!((one.syn_ack, one.end), (Some((3, 90)), Some((End::FinalAck, 5))));
+    }
+
+    #[test]
+    fn a_segment_has_the_addresses_of_its_version_of_ip() {
+        let v6 = segment("9.5\t\t2001:db8::1\t40000\t\t2001:db8::2\t80\t0x0012\t7\t8").expect("a segment");
+        assert_eq!((v6.from.to_string(), v6.time_ns), ("[2001:db8::1]:40000".to_owned(), 9_500_000_000));
+        let v4 = segment("9.5\t192.0.2.1\t\t40000\t198.51.100.1\t\t80\t0x0002\t7\t0").expect("a segment");
+        assert_eq!((v4.from, v4.to, v4.flags), (CLIENT, SERVER, SYN));
+        assert!(segment("9.5\t\t\t40000\t\t\t80\t0x0002\t7\t0").is_none());
     }
 
     #[test]

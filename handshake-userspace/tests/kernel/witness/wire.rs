@@ -9,7 +9,7 @@ use std::{
     collections::BinaryHeap,
     fs::File,
     io::{self, Read as _, Write as _},
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::AsRawFd as _,
     sync::{
         Arc,
@@ -26,7 +26,7 @@ use rustix::{
 
 use super::{
     super::netns::Netns,
-    network::{LINK, NOBODY},
+    network::{LINK, V4, V6},
     workload::Random,
 };
 
@@ -112,8 +112,13 @@ fn carry(mut from: &File, mut to: &File, mut random: Random, ends: &AtomicBool) 
     }
 }
 
-/// IPv6 is not spoken here, and nobody lives at one of the addresses.
+/// Nobody lives at one of the addresses, and IPv6's questions to all that can hear them are not carried.
 fn is_lost(packet: &[u8]) -> bool {
-    let to: Option<[u8; 4]> = packet.get(16..20).and_then(|bytes| bytes.try_into().ok());
-    packet.first().is_none_or(|byte| byte >> 4 != 4) || to.is_none_or(|to| Ipv4Addr::from(to) == NOBODY)
+    let bytes = |at: usize, length: usize| packet.get(at..at + length);
+    let to: Option<IpAddr> = match packet.first().map(|byte| byte >> 4) {
+        Some(4) => bytes(16, 4).and_then(|to| <[u8; 4]>::try_from(to).ok()).map(IpAddr::from),
+        Some(6) => bytes(24, 16).and_then(|to| <[u8; 16]>::try_from(to).ok()).map(IpAddr::from),
+        _ => None,
+    };
+    to.is_none_or(|to| ![V4.client, V4.server, V6.client, V6.server].contains(&to))
 }

@@ -4,7 +4,7 @@
 //! knows how a connection ended, and nobody has to. Whether a SYN was lost is what the capture says.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -18,7 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     super::traffic::{connect_without_waiting, reset, until},
-    network::{NOBODY, Network, SERVER},
+    network::{Addresses, Network, V4, V6},
 };
 
 /// Accepted and closed at once.
@@ -58,15 +58,20 @@ pub fn run(network: &Network) {
     thread::scope(|scope| {
         let done = &done;
         for (port, serve) in [(ORDINARY, drop as fn(_)), (LATE, drop), (RESETTING, reset)] {
-            let listener = network.server.on_thread("hs-listen", || listener(port));
-            scope.spawn(move || accept_until(done, &listener, port == LATE, serve));
+            for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)] {
+                let listener = network.server.on_thread("hs-listen", || listener(SocketAddr::new(any, port)));
+                scope.spawn(move || accept_until(done, &listener, port == LATE, serve));
+            }
         }
         let clients: Vec<_> = (0..CLIENTS)
             .map(|seed| {
                 scope.spawn(move || {
                     network.client.enter();
                     let mut random = Random(seed.into());
-                    (0..EACH).for_each(|_| connect(&mut random));
+                    (1..=EACH).for_each(|number| {
+                        // Every fourth.
+                        connect(&mut random, if number % 4 == 0 { &V6 } else { &V4 });
+                    });
                 })
             })
             .collect();
@@ -79,8 +84,8 @@ pub fn run(network: &Network) {
 }
 
 /// One connection of some kind. Any of them may fail: a segment may be lost once too often.
-fn connect(random: &mut Random) {
-    let to = |port| SocketAddr::from((SERVER, port));
+fn connect(random: &mut Random, addresses: &Addresses) {
+    let to = |port| SocketAddr::from((addresses.server, port));
     match random.below(100) {
         0..=54 => drop(TcpStream::connect(to(ORDINARY))),
         55..=66 => drop(TcpStream::connect(to(LATE))),
@@ -93,14 +98,18 @@ fn connect(random: &mut Random) {
             thread::sleep(Duration::from_micros(random.below(30_000).into()));
             drop(socket);
         }
-        _ => drop(TcpStream::connect((NOBODY, ORDINARY))),
+        _ => drop(TcpStream::connect((addresses.nobody, ORDINARY))),
     }
 }
 
 /// With room for all: what a full queue drops is another test's case.
-fn listener(port: u16) -> TcpListener {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket can be made");
-    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into()).expect("the port is free");
+fn listener(at: SocketAddr) -> TcpListener {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP));
+    let socket = socket.expect("a socket can be made");
+    if at.is_ipv6() {
+        socket.set_only_v6(true).expect("IPv4 has a listener of its own");
+    }
+    socket.bind(&at.into()).expect("the port is free");
     socket.listen(4096).expect("it can listen");
     socket.set_nonblocking(true).expect("it can be non-blocking");
     socket.into()
@@ -127,7 +136,7 @@ pub fn mark_the_end(network: &Network, is_captured: impl Fn() -> bool + Send + S
         let socket = UdpSocket::bind("0.0.0.0:0").expect("a port is free");
         until("the mark is in both captures", || {
             // Nobody listens there, and an ICMP that says so is an error of the next send.
-            let _ = socket.send_to(END, (SERVER, END_PORT));
+            let _ = socket.send_to(END, (V4.server, END_PORT));
             thread::sleep(Duration::from_millis(100)); // tcpdump reads once a second.
             is_captured()
         });
