@@ -41,6 +41,7 @@ pub fn segment_at_listener<M: Memory>(listener: Sock<M>, skb: *const u8) {
     if !filter::wants_role(ROLE_SERVER) || skb.is_null() {
         return;
     }
+    no_answer_so_far();
     let Some(segment) = sk_buff::tcp_flags::<M>(skb) else { return };
     if segment & (SYN | ACK | RST | FIN) != SYN {
         return;
@@ -110,10 +111,12 @@ pub fn syn_time(listener: u64) -> u64 {
 /// A segment reached a pending request: the final ACK, a SYN again, or a RST.
 #[inline(always)]
 pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>, skb: *const u8) {
+    no_answer_so_far();
     let Some(segment) = sk_buff::tcp_flags::<M>(skb) else { return };
     let Some(entry) = maps::request(request.key()) else {
         // Its beginning was not seen; its end may be within this call.
         if segment & RST != 0
+            && is_in_window(request, skb)
             && let Some(work) = IN_SOFTIRQ.get_ptr_mut(0)
         {
             // SAFETY: this CPU's own entry.
@@ -124,32 +127,35 @@ pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>,
         }
         return;
     };
+    // tcp_check_req asks in this order. An ACK of another number is of an older connection, whatever else the segment is.
+    if segment & ACK != 0
+        && let Some(number) = sk_buff::acknowledges::<M>(skb)
+        && !request.is_acknowledged_by(number)
+    {
+        return;
+    }
+    let is_first_number = match sk_buff::sequence::<M>(skb) {
+        Some(number) => request.began_with(number),
+        None => true,
+    };
     // SAFETY: a live entry. Two CPUs may race for one request; what can be lost is one count of a SYN.
     unsafe {
-        if segment & RST != 0 {
-            (*entry).flags |= flags::RESET_RECEIVED;
-        } else if segment & SYN != 0 {
-            if let Some(number) = sk_buff::sequence::<M>(skb)
-                && !request.began_with(number)
-            {
-                // tcp_check_req answers one in the window with a RST, and drops the request; any other with an ACK.
-                let end = sk_buff::end_sequence::<M>(skb).unwrap_or(number);
-                if request.is_in_window(number, end) {
-                    may_be_refused(request.key(), skb, flags::RESET_SENT | flags::OTHER_SYN);
-                }
-                return;
-            }
+        if segment & (RST | SYN | ACK) == SYN && is_first_number {
             // Of a request that is older than we are nobody counted the first ones.
             if (*entry).flags & flags::SYN_NOT_SEEN == 0 {
                 (*entry).syns_seen = (*entry).syns_seen.saturating_add(1);
             }
+            return;
+        }
+        // What is outside the window is answered by an ACK at most, and nothing comes of it.
+        if !is_in_window(request, skb) {
+            return;
+        }
+        if segment & RST != 0 {
+            (*entry).flags |= flags::RESET_RECEIVED;
+        } else if segment & SYN != 0 && !is_first_number {
+            may_be_refused(request.key(), skb, flags::RESET_SENT | flags::OTHER_SYN);
         } else if segment & ACK != 0 {
-            // An ACK of another number is of an older connection: the listener answers it by a RST.
-            if let Some(number) = sk_buff::acknowledges::<M>(skb)
-                && !request.is_acknowledged_by(number)
-            {
-                return;
-            }
             if (*entry).final_ack_ns == 0 {
                 (*entry).final_ack_ns = now_ns();
             }
@@ -167,6 +173,25 @@ pub fn segment_at_request<M: Memory>(listener: Sock<M>, request: RequestSock<M>,
             }
         }
     }
+}
+
+/// What was noted of an earlier segment is of no use to the next one, whose memory may be the same: the kernel answers
+/// within the call, or not at all.
+#[inline(always)]
+fn no_answer_so_far() {
+    if let Some(work) = IN_SOFTIRQ.get_ptr_mut(0) {
+        // SAFETY: this CPU's own entry.
+        unsafe { (*work).refusable = 0 };
+    }
+}
+
+/// Whether a segment touches the window that the request's SYN-ACK announced. Whether its timestamp is of the past (PAWS)
+/// is not asked: that is in the header, which lockdown hides.
+#[inline(always)]
+fn is_in_window<M: Memory>(request: RequestSock<M>, skb: *const u8) -> bool {
+    let Some(begin) = sk_buff::sequence::<M>(skb) else { return true };
+    let Some(end) = sk_buff::end_sequence::<M>(skb) else { return true };
+    request.is_in_window(begin, end)
 }
 
 /// Fast Open's child asks about its own request. When its owner has closed it, no change of state says when the final

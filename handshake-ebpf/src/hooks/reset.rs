@@ -89,7 +89,6 @@ fn segment_answered(listener: u64, segment: u64) {
         }
         if (*work).refusable == segment
             && let Some(entry) = maps::request((*work).refusable_request)
-            // Memory of a segment is used again at once, but not for another one at this listener.
             && (*entry).listener == listener
         {
             (*work).refusable = 0;

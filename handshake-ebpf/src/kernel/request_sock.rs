@@ -169,23 +169,23 @@ impl<M: Memory> RequestSock<M> {
         number.wrapping_sub(isn).wrapping_sub(1) < 1 << 31
     }
 
-    /// Whether its SYN had this number.
+    /// Whether its SYN had this number; true where that can't be read.
     #[inline(always)]
     pub fn began_with(self, number: u32) -> bool {
-        let Some(request) = M::tcp_request_sock(self.address) else { return true };
-        let Some(isn) = M::read::<u32>(request, offset!(treq_rcv_isn)) else { return true };
+        let Some(isn) = self.beyond::<u32>(offset!(treq_rcv_isn)) else { return true };
         number == isn
     }
 
-    /// Whether a segment with these numbers, of which the SYN is one, touches the window that the SYN-ACK announced.
+    /// Whether a segment with these numbers touches the window that the SYN-ACK announced; true where that can't be read.
+    /// From 6.10 the kernel takes no more of it than a header without scaling can say, and before it announced no more.
     #[inline(always)]
     pub fn is_in_window(self, begin: u32, end: u32) -> bool {
-        let Some(request) = M::tcp_request_sock(self.address) else { return false };
-        let Some(isn) = M::read::<u32>(request, offset!(treq_rcv_isn)) else { return false };
-        let Some(window) = M::read::<u32>(self.address, offset!(req_rcv_wnd)) else { return false };
-        let next = isn.wrapping_add(1);
-        begin.wrapping_sub(next) < window
-            || begin.wrapping_sub(next) > 1 << 31 && end.wrapping_sub(next).wrapping_sub(1) < 1 << 31
+        let Some(isn) = self.beyond::<u32>(offset!(treq_rcv_isn)) else { return true };
+        let Some(window) = M::read::<u32>(self.address, offset!(req_rcv_wnd)) else { return true };
+        let from = isn.wrapping_add(1);
+        let to = from.wrapping_add(if window > UNSCALED { UNSCALED } else { window });
+        let is_after = |number: u32, other: u32| (number.wrapping_sub(other) as i32) > 0;
+        begin == from || is_after(end, from) && is_after(to, begin) || begin == to && end == to
     }
 
     /// Whether a segment with these numbers lies in the window that the SYN-ACK announced, and what TCP_DEFER_ACCEPT
@@ -226,6 +226,8 @@ impl<M: Memory> RequestSock<M> {
     }
 }
 
+/// The largest window that a header says by itself.
+const UNSCALED: u32 = 0xffff;
 /// `inet_request_sock`: snd_wscale:4 rcv_wscale:4, then tstamp_ok sack_ok wscale_ok ecn_ok acked.
 const TIMESTAMPS_OK: u8 = 1;
 const SACK_OK: u8 = 1 << 1;

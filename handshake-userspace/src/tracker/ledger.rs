@@ -104,6 +104,13 @@ impl Ledger {
         }
     }
 
+    /// A RST reached a request that became a child: the kernel counts the attempt as failed before it knows who wins, and
+    /// before 5.13 the reset too.
+    pub(super) fn reset_came_to_nothing(&mut self, netns: Option<u32>) {
+        self.may_be_counted(netns, Tally::FailedOpens);
+        self.may_be_counted(netns, Tally::EmbryonicResets);
+    }
+
     fn may_be_counted(&mut self, netns: Option<u32>, tally: Tally) {
         if let Some(account) = self.account(netns) {
             account.unsure[tally as usize] += 1;

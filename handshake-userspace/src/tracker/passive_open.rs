@@ -55,6 +55,9 @@ impl Tracker {
             child.listener_process = self.listeners.owner(act.listener).or(child.listener_process.take());
             child.queued_ns = child.queued_ns.or(Some(queued_ns));
             self.ledger.count_child(child, act.ends.netns, queued_ns);
+            if act.reset_received {
+                self.ledger.reset_came_to_nothing(act.ends.netns);
+            }
             if child.established_ns.is_none() && !child.closed {
                 if let Some(connection) = connection_of(&act) {
                     self.told.is_anothers(connection, entry.identity.counter);
@@ -95,16 +98,15 @@ impl Tracker {
                 }
                 _ => {
                     self.finish(entry, Why::Displaced, out);
-                    if self.is_told(at, &act) {
-                        return;
+                    match self.survive_or_begin(at, act.queued_ns.unwrap_or(at.time_ns), &act) {
+                        Some(entry) => entry,
+                        None => return,
                     }
-                    self.begin_or_continue(at, act.queued_ns.unwrap_or(at.time_ns), &act)
                 }
             },
-            None => match self.take_survivor(at, &act) {
-                Some(survivor) => survivor,
-                None if self.is_told(at, &act) => return,
-                None => self.begin_or_continue(at, act.queued_ns.unwrap_or(at.time_ns), &act),
+            None => match self.survive_or_begin(at, act.queued_ns.unwrap_or(at.time_ns), &act) {
+                Some(entry) => entry,
+                None => return,
             },
         };
         entry.identity.fed_by(at);
@@ -141,7 +143,7 @@ impl Tracker {
     }
 
     /// Whether what this event would begin is told already, or about to be; then that is counted.
-    fn is_told(&mut self, at: At, act: &PassiveOpen) -> bool {
+    pub(super) fn is_told(&mut self, at: At, act: &PassiveOpen) -> bool {
         let is_told = self.told.covers(at, connection_of(act));
         self.counts.unmatched += u64::from(is_told);
         is_told
@@ -151,6 +153,9 @@ impl Tracker {
     /// needs nothing more.
     pub(super) fn request_died(&mut self, at: At, act: Box<PassiveOpen>, out: &mut Vec<HandshakeUpdate>) {
         if self.is_told(at, &act) {
+            if act.reset_received {
+                self.ledger.reset_came_to_nothing(act.ends.netns);
+            }
             return;
         }
         let mut entry = self.begin_or_continue(at, at.time_ns, &act);

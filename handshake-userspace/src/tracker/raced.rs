@@ -29,12 +29,22 @@ impl Tracker {
             _ => None,
         };
         match place {
-            Some(place) => {
+            // Where there is no room to wait, what is known is told.
+            Some(place) if self.counts.in_flight <= self.config.max_open as u64 => {
                 entry.identity.address = place;
                 self.keep(entry, Patience::Wake, out);
             }
-            None => self.finish(entry, Why::Ended, out),
+            _ => self.finish(entry, Why::Ended, out),
         }
+    }
+
+    /// What begins with this event of a child: its request that is told to be dead, and is not; or a new entry. Nothing,
+    /// where it is told already.
+    pub(super) fn survive_or_begin(&mut self, at: At, queued_ns: u64, act: &PassiveOpen) -> Option<Entry> {
+        if let Some(survivor) = self.take_survivor(at, act) {
+            return Some(survivor);
+        }
+        (!self.is_told(at, act)).then(|| self.begin_or_continue(at, queued_ns, act))
     }
 
     /// The request that this child was made of, if it is told to be dead: it is not.
@@ -53,7 +63,7 @@ impl Tracker {
         if let Kind::Child(child) = &mut kind {
             let died_ns = child.closed_ns.take().unwrap_or(at.time_ns);
             self.ledger.take_back(child.ends.netns, Tally::EmbryonicResets, died_ns);
-            self.ledger.add(child.ends.netns, Tally::FailedOpens, died_ns, 1);
+            self.ledger.reset_came_to_nothing(child.ends.netns);
             (child.closed, child.request_died, child.listener_closed) = (false, false, false);
             if let Some(request) = &mut child.half_open {
                 request.reset_received = false;

@@ -18,7 +18,7 @@ pub enum Step {
     SynSent,
     /// SYN-RECEIVED.
     SynReceived,
-    /// ESTABLISHED or failed; the return of connect() or accept() is awaited.
+    /// ESTABLISHED or failed; the return of connect() or accept() is awaited, or (after a RST) whether a child survived.
     Returning,
     /// In the accept queue.
     InAcceptQueue,
@@ -65,6 +65,7 @@ impl Tracker {
             }
             Kind::Child(child) => {
                 let step = match (child.established_ns, &child.taken) {
+                    _ if child.closed => Step::Returning,
                     (Some(_), None) => Step::InAcceptQueue,
                     (None, None) => Step::SynReceived,
                     (_, Some(_)) => Step::Returning,

@@ -1,10 +1,12 @@
-//! A client that begins anew from the same port while its first attempt is half open at the server.
+//! Segments that reach a half-open request and are not its own: of a client that begins anew from the same port, of an
+//! earlier connection, or of somebody who guesses.
 //!
-//! What a reader would get wrong: it is the number of the second SYN that decides (tcp_check_req). Inside the window that
-//! the SYN-ACK announced it resets the request, and is not answered by a SYN-ACK itself; anywhere else it is a segment
-//! of the past, which an ACK answers and nothing comes of.
+//! What a reader would get wrong: numbers decide (tcp_check_req). Another SYN inside the window that the SYN-ACK announced
+//! resets the request, and is not answered by a SYN-ACK itself; so does a RST. Anywhere else they are segments of the
+//! past, which an ACK answers at most and nothing comes of; and an acknowledgement of anything but the SYN-ACK is none of
+//! the request's business, whatever else the segment says.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 
 use super::{
     drops::small_listener,
@@ -15,7 +17,7 @@ use super::{
     syn_flood::Flood,
     tracer::Tracer,
     traffic::{wait_for_no_request, wait_for_request},
-    whole::Whole,
+    whole::{ETHERNET_MSS, Whole},
 };
 
 const ISN: u32 = u32::MAX - 5;
@@ -31,33 +33,77 @@ fn names_why() -> bool {
     (numbers.next(), numbers.next()) >= (Some(6), Some(15))
 }
 
+/// A listener, and a request of each client's port that is half open when a segment comes.
+struct Scene {
+    pair: Pair,
+    listener: TcpListener,
+    to: SocketAddr,
+    tracer: Tracer,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let pair = Pair::new();
+        pair.server.set("ipv4/tcp_synack_retries", "1");
+        pair.server_reaches_client(false);
+        let tracer = Tracer::start(&[]);
+        let (listener, to) = small_listener(&pair.server);
+        rustix::net::listen(&listener, 64).expect("the backlog can be changed");
+        Scene { pair, listener, to, tracer }
+    }
+
+    /// Sends a SYN, and what else comes; waits until the request is gone.
+    fn half_open(&self, port: u16, then: impl FnOnce(&Flood, SocketAddrV4) + Send) {
+        let from = SocketAddrV4::new(CLIENT_V4.parse::<Ipv4Addr>().expect("an address"), port);
+        let raw = self.pair.client.on_thread("hs-raw", || Flood::at(self.to));
+        raw.send_syn(from, ISN);
+        self.pair.server.on_thread("hs-look", || wait_for_request(self.to.port()));
+        then(&raw, from);
+        self.pair.server.on_thread("hs-look", || wait_for_no_request(self.to.port()));
+    }
+}
+
+/// The whole record of the request of a port, but for how it ended.
+fn whole<'a>(records: &'a [Record], outcome: &str, pair: &Pair, port: (u16, u16)) -> Whole<'a> {
+    let ours = |record: &&Record| record.number("remote.port") == Some(u64::from(port.0));
+    let record = records.iter().find(ours).unwrap_or_else(|| panic!("no record: {records:?}"));
+    record
+        .whole("server", outcome, &pair.server)
+        .ends(SERVER_V4, CLIENT_V4, port.1)
+        .thread("hs-listen")
+        .joined()
+        .number("isn.remote", u64::from(ISN))
+        .within("phases.synack_ns", 0..=500)
+        .number("retransmits.syn_seen", 1)
+        // The SYNs had an MSS and no other option.
+        .number("options.mss", ETHERNET_MSS)
+        .number_in("options.window.local", 1..=65_535)
+        .is("options.ecn", false)
+        .is("options.sack", false)
+        .is("options.timestamps", false)
+        .flags(&[])
+}
+
+/// That nothing came of what reached it.
+fn expect_timed_out(records: &[Record], pair: &Pair, port: (u16, u16)) {
+    whole(records, "timed_out", pair, port)
+        .evidence("syn_ack_timeout", None)
+        .number("evidence.syn_acks", 2)
+        .number("retransmits.syn_ack", 1)
+        .within("retransmits.waited_ns", 900..=1_500)
+        .within("failed_after_ns", 2_900..=5_000)
+        .nothing_else();
+}
+
 #[test]
 fn another_syn_inside_the_window_resets_a_half_open_request_and_one_outside_does_not() {
     if !is_fit("another_syn_inside_the_window_resets_a_half_open_request_and_one_outside_does_not") {
         return;
     }
-    let pair = Pair::new();
-    pair.server.set("ipv4/tcp_synack_retries", "1");
-    pair.server_reaches_client(false);
-    let tracer = Tracer::start(&[]);
-    let (listener, to) = small_listener(&pair.server);
-    rustix::net::listen(&listener, 64).expect("the backlog can be changed");
-    let from = |port| SocketAddrV4::new(CLIENT_V4.parse::<Ipv4Addr>().expect("an address"), port);
-    let send = |port, isn| pair.client.on_thread("hs-raw", || Flood::at(to).send_syn(from(port), isn));
-    let wait = |is_there| {
-        pair.server.on_thread("hs-look", || match is_there {
-            true => wait_for_request(to.port()),
-            false => wait_for_no_request(to.port()),
-        });
-    };
-    send(INSIDE, ISN);
-    wait(true);
-    send(INSIDE, ISN.wrapping_add(1_000));
-    wait(false);
-    send(OUTSIDE, ISN);
-    wait(true);
-    send(OUTSIDE, ISN.wrapping_sub(1_000));
-    wait(false);
+    let scene = Scene::new();
+    scene.half_open(INSIDE, |raw, from| raw.send_syn(from, ISN.wrapping_add(1_000)));
+    scene.half_open(OUTSIDE, |raw, from| raw.send_syn(from, ISN.wrapping_sub(1_000)));
+    let Scene { pair, listener, to, tracer } = scene;
     let records = tracer.stop();
     expect_agreement(records.last().expect("there is a last record"), &[&pair.client, &pair.server]);
     let (dropped, servers): (Vec<_>, Vec<_>) = all_of(records, &pair.server)
@@ -87,41 +133,38 @@ fn another_syn_inside_the_window_resets_a_half_open_request_and_one_outside_does
     }
     // Half-open requests are seen by probes alone.
     assert_eq!(servers.len(), if has_probes() { 2 } else { 0 }, "{servers:?}");
-    if servers.is_empty() {
+    if has_probes() {
+        whole(&servers, "reset", &pair, (INSIDE, to.port()))
+            .evidence("reset_sent", None)
+            .number("evidence.syn_acks", 1)
+            .number("retransmits.syn_ack", 0)
+            .number("retransmits.waited_ns", 0)
+            .within("failed_after_ns", 0..=900)
+            .nothing_else();
+        expect_timed_out(&servers, &pair, (OUTSIDE, to.port()));
+    }
+    drop(listener);
+}
+
+#[test]
+fn a_rst_outside_the_window_and_a_syn_ack_of_nobody_end_no_half_open_request() {
+    if !is_fit("a_rst_outside_the_window_and_a_syn_ack_of_nobody_end_no_half_open_request") {
         return;
     }
-    fn whole<'a>(records: &'a [Record], outcome: &str, pair: &Pair, port: (u16, u16)) -> Whole<'a> {
-        let ours = |record: &&Record| record.number("remote.port") == Some(u64::from(port.0));
-        let record = records.iter().find(ours).unwrap_or_else(|| panic!("no record: {records:?}"));
-        record
-            .whole("server", outcome, &pair.server)
-            .ends(SERVER_V4, CLIENT_V4, port.1)
-            .thread("hs-listen")
-            .joined()
-            .number("isn.remote", u64::from(ISN))
-            .within("phases.synack_ns", 0..=500)
-            .number("retransmits.syn_seen", 1)
-            // The SYNs had no options at all.
-            .number("options.mss", 1_460)
-            .number_in("options.window.local", 1..=65_535)
-            .is("options.ecn", false)
-            .is("options.sack", false)
-            .is("options.timestamps", false)
-            .flags(&[])
+    let scene = Scene::new();
+    scene.half_open(INSIDE, |raw, from| raw.send_syn_ack(from, ISN.wrapping_add(1_000), 1));
+    scene.half_open(OUTSIDE, |raw, from| {
+        raw.send_rst(from, ISN.wrapping_sub(1_000));
+        // And behind the window.
+        raw.send_rst(from, ISN.wrapping_add(1_000_000));
+    });
+    let Scene { pair, listener, to, tracer } = scene;
+    let records = tracer.stop();
+    expect_agreement(records.last().expect("there is a last record"), &[&pair.client, &pair.server]);
+    let servers = all_of(records, &pair.server);
+    assert_eq!(servers.len(), if has_probes() { 2 } else { 0 }, "{servers:?}");
+    for port in [INSIDE, OUTSIDE].into_iter().filter(|_| has_probes()) {
+        expect_timed_out(&servers, &pair, (port, to.port()));
     }
-    whole(&servers, "reset", &pair, (INSIDE, to.port()))
-        .evidence("reset_sent", None)
-        .number("evidence.syn_acks", 1)
-        .number("retransmits.syn_ack", 0)
-        .number("retransmits.waited_ns", 0)
-        .within("failed_after_ns", 0..=900)
-        .nothing_else();
-    whole(&servers, "timed_out", &pair, (OUTSIDE, to.port()))
-        .evidence("syn_ack_timeout", None)
-        .number("evidence.syn_acks", 2)
-        .number("retransmits.syn_ack", 1)
-        .within("retransmits.waited_ns", 900..=1_500)
-        .within("failed_after_ns", 2_900..=5_000)
-        .nothing_else();
     drop(listener);
 }

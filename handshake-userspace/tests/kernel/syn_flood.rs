@@ -78,6 +78,16 @@ impl Flood {
         self.send_one(from, Numbers { flags: ACK, sequence, acknowledges });
     }
 
+    /// Sends one RST without an ACK from this end.
+    pub fn send_rst(&self, from: SocketAddrV4, sequence: u32) {
+        self.send_one(from, Numbers { flags: RST, sequence, acknowledges: 0 });
+    }
+
+    /// Sends one SYN that acknowledges something from this end.
+    pub fn send_syn_ack(&self, from: SocketAddrV4, sequence: u32, acknowledges: u32) {
+        self.send_one(from, Numbers { flags: SYN | ACK, sequence, acknowledges });
+    }
+
     fn send_one(&self, from: SocketAddrV4, numbers: Numbers) {
         self.send_batch(
             &mut [segment(from, self.to, numbers)],
@@ -124,6 +134,7 @@ fn syn(number: u64, to: SocketAddrV4) -> [u8; IP_BYTES + TCP_BYTES] {
 }
 
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 /// What a segment says beside its ends.
