@@ -14,7 +14,7 @@ const HALF_OPEN: Queues = Queues { accept_length: 0, accept_limit: 2, syn_length
 
 impl Server {
     /// The SYN that `syn` would send arrives and is dropped.
-    fn syn_dropped(self, queues: Queues) -> Self {
+    pub(super) fn syn_dropped(self, queues: Queues) -> Self {
         let dropped = SegmentDropped {
             ends: self.facts.ends,
             listener: Some(LISTENER),

@@ -10,6 +10,7 @@ mod drops;
 mod limits;
 mod order_and_loss;
 mod properties;
+mod raced;
 mod script;
 mod second_account;
 mod servers;
