@@ -10,8 +10,9 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 
 use super::{
     drops::small_listener,
-    environment::{has_probes, is_fit, is_locked_down},
-    netns::{CLIENT_V4, Pair, SERVER_V4},
+    environment::{has_probes, is_fit, is_locked_down, skip},
+    mptcp,
+    netns::{CLIENT_V4, Netns, Pair, SERVER_V4},
     record::{Record, all_of},
     second_account::expect_agreement,
     syn_flood::Flood,
@@ -43,11 +44,14 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let pair = Pair::new();
+        Scene::with(Pair::new(), small_listener)
+    }
+
+    fn with(pair: Pair, listen: impl FnOnce(&Netns) -> (TcpListener, SocketAddr)) -> Self {
         pair.server.set("ipv4/tcp_synack_retries", "1");
         pair.server_reaches_client(false);
         let tracer = Tracer::start(&[]);
-        let (listener, to) = small_listener(&pair.server);
+        let (listener, to) = listen(&pair.server);
         rustix::net::listen(&listener, 64).expect("the backlog can be changed");
         Scene { pair, listener, to, tracer }
     }
@@ -165,6 +169,47 @@ fn a_rst_outside_the_window_and_a_syn_ack_of_nobody_end_no_half_open_request() {
     assert_eq!(servers.len(), if has_probes() { 2 } else { 0 }, "{servers:?}");
     for port in [INSIDE, OUTSIDE].into_iter().filter(|_| has_probes()) {
         expect_timed_out(&servers, &pair, (port, to.port()));
+    }
+    drop(listener);
+}
+
+#[test]
+fn another_syn_resets_a_half_open_request_of_an_mptcp_listener_too() {
+    const NAME: &str = "another_syn_resets_a_half_open_request_of_an_mptcp_listener_too";
+    if !is_fit(NAME) {
+        return;
+    }
+    if is_locked_down() {
+        skip(NAME, "under lockdown an MPTCP listener's requests show no numbers (docs/KERNEL.md)");
+        return;
+    }
+    let pair = Pair::new();
+    let Some(master) = mptcp::master(NAME, &pair.server) else { return };
+    let scene = Scene::with(pair, |netns| {
+        netns.on_thread("hs-listen", || {
+            let any: SocketAddr = format!("{SERVER_V4}:0").parse().expect("an address");
+            master.bind(&any.into()).expect("a port is free");
+            master.listen(1).expect("it can listen");
+            let listener = TcpListener::from(master);
+            let to = listener.local_addr().expect("it is bound");
+            (listener, to)
+        })
+    });
+    // Neither has an option of MPTCP's.
+    scene.half_open(INSIDE, |raw, from| raw.send_syn(from, ISN.wrapping_add(1_000)));
+    let Scene { pair, listener, to, tracer } = scene;
+    let records = tracer.stop();
+    expect_agreement(records.last().expect("there is a last record"), &[&pair.client, &pair.server]);
+    let servers = all_of(records, &pair.server);
+    assert_eq!(servers.len(), usize::from(has_probes()), "{servers:?}");
+    if has_probes() {
+        whole(&servers, "reset", &pair, (INSIDE, to.port()))
+            .evidence("reset_sent", None)
+            .number("evidence.syn_acks", 1)
+            .number("retransmits.syn_ack", 0)
+            .number("retransmits.waited_ns", 0)
+            .within("failed_after_ns", 0..=900)
+            .nothing_else();
     }
     drop(listener);
 }

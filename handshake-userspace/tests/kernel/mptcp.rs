@@ -21,7 +21,7 @@ use super::{
 const MPTCP: i32 = 262;
 
 /// A master socket; `None` where there are none.
-fn master(test: &str, netns: &Netns) -> Option<Socket> {
+pub fn master(test: &str, netns: &Netns) -> Option<Socket> {
     let socket =
         netns.on_thread("hs-mptcp", || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(MPTCP))));
     let enabled = netns.on_thread("hs-mptcp", || {
