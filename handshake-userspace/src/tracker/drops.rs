@@ -75,6 +75,12 @@ pub(super) fn place_of(local: SocketAddr, remote: SocketAddr, netns: Option<u32>
     words.into_iter().fold(0, fold) & !(1 << 63)
 }
 
+/// The same where nobody may read whose segment it was (lockdown): at one listener an ISN is rarely two clients'.
+fn place_at(listener: u64, netns: Option<u32>, isn: u32) -> u64 {
+    let fold = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    [listener, u64::from(netns.unwrap_or(0)) << 32 | u64::from(isn)].into_iter().fold(1, fold) & !(1 << 63)
+}
+
 /// How long to wait after a gap between two SYNs: the next may be twice as long, and a little more.
 fn next_syn_after(gap_ns: u64, first_ns: u64) -> Patience {
     let wanted_ns = gap_ns.saturating_mul(5) / 2;
@@ -94,10 +100,10 @@ impl Tracker {
             self.counts.unmatched += 1;
             return;
         }
-        let place = match (act.ends.local, act.ends.remote, act.isn) {
-            (Some(local), Some(remote), Some(isn)) => Some(place_of(local, remote, act.ends.netns, isn)),
-            _ => None,
-        };
+        let place = act.isn.and_then(|isn| match (act.ends.local, act.ends.remote) {
+            (Some(local), Some(remote)) => Some(place_of(local, remote, act.ends.netns, isn)),
+            _ => act.listener.map(|listener| place_at(listener, act.ends.netns, isn)),
+        });
         let earlier = place.and_then(|place| self.table.take(place));
         let mut entry = match earlier {
             Some(entry) if matches!(&entry.kind, Kind::Dropped(attempt) if attempt.isn == act.isn) => entry,
@@ -146,7 +152,7 @@ impl Tracker {
                 let patience = next_syn_after(gap_ns, self.config.next_syn_patience_ns);
                 self.keep(entry, patience, out);
             }
-            // Under lockdown nobody knows whose SYN it was, so nothing could continue it.
+            // Nobody knows whose it was, so nothing could continue it.
             None => self.finish(entry, Why::Ended, out),
         }
     }
@@ -170,11 +176,17 @@ impl Tracker {
         if self.dropped_attempts == 0 {
             return None;
         }
-        let (local, remote) = (act.ends.local?, act.ends.remote?);
-        let place = place_of(local, remote, act.ends.netns, act.agreed.remote_isn?);
-        if !matches!(self.table.get(place)?.kind, Kind::Dropped(_)) {
-            return None;
-        }
+        let (local, remote, isn) = (act.ends.local?, act.ends.remote?, act.agreed.remote_isn?);
+        let of_nobody = act.listener.map(|listener| place_at(listener, act.ends.netns, isn));
+        let is_dropped = |place: &u64| {
+            self.table.get(*place).is_some_and(
+                |entry| matches!(&entry.kind, Kind::Dropped(attempt) if attempt.isn == Some(isn)),
+            )
+        };
+        let place = [Some(place_of(local, remote, act.ends.netns, isn)), of_nobody]
+            .into_iter()
+            .flatten()
+            .find(is_dropped)?;
         let entry = self.table.take(place)?;
         match entry.kind {
             Kind::Dropped(attempt) => {

@@ -122,18 +122,39 @@ fn a_reason_of_the_kernel_is_told_by_its_name() {
     assert_eq!(told.as_deref(), Some("NETFILTER_DROP"));
 }
 
-#[test]
-fn drops_of_unknown_origin_are_told_one_by_one() {
+/// A SYN whose remote end nobody may read.
+fn of_nobody(isn: Option<u32>) -> SegmentDropped {
     let ends = crate::model::observation::Ends { remote: None, ..given_listener().facts.ends };
-    let dropped = SegmentDropped {
-        ends,
-        isn: Some(5),
-        listener: Some(LISTENER),
-        queues: Some(FULL),
-        ..SegmentDropped::default()
-    };
-    let server = given_listener().dropped(dropped.clone()).wait(MS).dropped(dropped);
-    assert_eq!(server.records().len(), 2, "nothing says that they belong together");
+    SegmentDropped { ends, isn, listener: Some(LISTENER), queues: Some(FULL), ..SegmentDropped::default() }
+}
+
+#[test]
+fn syns_of_nobody_are_one_attempt_by_their_isn_at_their_listener() {
+    let server = given_listener().dropped(of_nobody(Some(5))).wait(SEC).dropped(of_nobody(Some(5)));
+    let record = server.wait(6 * SEC).expect(Outcome::SynDropped);
+    assert_eq!((record.remote, record.dropped.map(|dropped| dropped.segments)), (None, Some(2)));
+    let two = given_listener().dropped(of_nobody(Some(5))).dropped(of_nobody(Some(6))).wait(6 * SEC);
+    assert_eq!(two.records().len(), 2, "two clients");
+    let unknown = given_listener().dropped(of_nobody(None)).dropped(of_nobody(None)).wait(6 * SEC);
+    assert_eq!(unknown.records().len(), 2, "nothing says that they belong together");
+}
+
+#[test]
+fn syn_of_nobody_that_is_sent_again_and_let_in_is_its_childs_first() {
+    let server = given_listener();
+    let isn = server.facts.agreed.remote_isn;
+    let record = server
+        .dropped(of_nobody(isn))
+        .wait(SEC)
+        .syn()
+        .syn_ack()
+        .wait(MS)
+        .final_ack()
+        .wait(MS)
+        .accept()
+        .expect(Outcome::Established);
+    assert_eq!(record.flags, vec![Flag::SynDropped]);
+    assert!(record.latency_ns.is_some_and(|latency_ns| latency_ns > SEC) && record.remote.is_some());
 }
 
 #[test]
