@@ -24,6 +24,7 @@ use anyhow::{Context as _, Result};
 use std::{
     collections::VecDeque,
     fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
@@ -88,13 +89,24 @@ fn names_of(filter: &str) -> impl Iterator<Item = &str> {
 /// before obsolete.
 fn kept_output(run: &str, filter: &str) -> PathBuf {
     if !filter.is_empty() {
-        let word: String = filter.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        return output_folder().join(format!("{run}.{word}.log"));
+        return output_folder().join(format!("{run}.{}.log", word_of(filter)));
     }
     for part in parts_of(run) {
         let _ = fs::remove_file(part);
     }
     output_folder().join(format!("{run}.log"))
+}
+
+/// A filter as part of a file's name, which may have 255 bytes: a long one is cut, and told apart by its hash.
+fn word_of(filter: &str) -> String {
+    const LONGEST: usize = 120;
+    let word = filter.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
+    if filter.chars().count() <= LONGEST {
+        return word.collect();
+    }
+    let mut hash = DefaultHasher::new();
+    filter.hash(&mut hash);
+    word.take(LONGEST).chain(format!("_{:016x}", hash.finish()).chars()).collect()
 }
 
 /// The outputs of the runs under a filter, the latest last.
@@ -352,6 +364,13 @@ impl Job<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_filter_still_names_a_file_and_no_other_ones() {
+        assert_eq!(word_of("witness::every"), "witness__every");
+        let [one, other] = ["1", "2"].map(|end| word_of(&("drops::,".repeat(50) + end)));
+        assert!(one.len() < 200 && one != other, "{one}");
+    }
 
     #[test]
     fn the_test_binary_is_named_by_cargo() {
