@@ -99,6 +99,17 @@ fn expect_timed_out(records: &[Record], pair: &Pair, port: (u16, u16)) {
         .nothing_else();
 }
 
+/// That this host answered another SYN with a RST.
+fn expect_reset_by_us(records: &[Record], pair: &Pair, port: (u16, u16)) {
+    whole(records, "reset", pair, port)
+        .evidence("reset_sent", None)
+        .number("evidence.syn_acks", 1)
+        .number("retransmits.syn_ack", 0)
+        .number("retransmits.waited_ns", 0)
+        .within("failed_after_ns", 0..=900)
+        .nothing_else();
+}
+
 #[test]
 fn another_syn_inside_the_window_resets_a_half_open_request_and_one_outside_does_not() {
     if !is_fit("another_syn_inside_the_window_resets_a_half_open_request_and_one_outside_does_not") {
@@ -138,13 +149,7 @@ fn another_syn_inside_the_window_resets_a_half_open_request_and_one_outside_does
     // Half-open requests are seen by probes alone.
     assert_eq!(servers.len(), if has_probes() { 2 } else { 0 }, "{servers:?}");
     if has_probes() {
-        whole(&servers, "reset", &pair, (INSIDE, to.port()))
-            .evidence("reset_sent", None)
-            .number("evidence.syn_acks", 1)
-            .number("retransmits.syn_ack", 0)
-            .number("retransmits.waited_ns", 0)
-            .within("failed_after_ns", 0..=900)
-            .nothing_else();
+        expect_reset_by_us(&servers, &pair, (INSIDE, to.port()));
         expect_timed_out(&servers, &pair, (OUTSIDE, to.port()));
     }
     drop(listener);
@@ -203,13 +208,7 @@ fn another_syn_resets_a_half_open_request_of_an_mptcp_listener_too() {
     let servers = all_of(records, &pair.server);
     assert_eq!(servers.len(), usize::from(has_probes()), "{servers:?}");
     if has_probes() {
-        whole(&servers, "reset", &pair, (INSIDE, to.port()))
-            .evidence("reset_sent", None)
-            .number("evidence.syn_acks", 1)
-            .number("retransmits.syn_ack", 0)
-            .number("retransmits.waited_ns", 0)
-            .within("failed_after_ns", 0..=900)
-            .nothing_else();
+        expect_reset_by_us(&servers, &pair, (INSIDE, to.port()));
     }
     drop(listener);
 }
