@@ -4,7 +4,7 @@
 //! there are more than the limit; and under lockdown nobody may read whose SYN it was.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     ops::RangeInclusive,
 };
 
@@ -16,7 +16,6 @@ use super::{
     plain::{dropped, expect_counts, expect_fillers, expect_fillers_beside_a_request, server_of},
     record::{Record, all_of},
     second_account::counter,
-    syn_flood::Flood,
     tracer::Tracer,
     traffic::{
         ESTABLISHED, SYN_SENT, connect_without_waiting, finish, until, wait_for_no_request, wait_for_request,
@@ -292,14 +291,6 @@ fn a_final_ack_at_a_full_accept_queue_leaves_only_the_client_connected() {
     pair.client.on_thread("hs-client", || {
         finish(&socket).expect("the SYN-ACK is sent again");
         wait_for_state(to.port(), ESTABLISHED);
-    });
-    // Segments of nobody, which the listener answers with RSTs. Their memory is that of the ACK that was dropped, which
-    // had no answer.
-    until("the ACK was dropped", || counter(&pair.server, "netstat", "TcpExt:", "ListenOverflows") > 0);
-    let nobody = |port| SocketAddrV4::new(CLIENT_V4.parse::<Ipv4Addr>().expect("an address"), port);
-    pair.client.on_thread("hs-nobody", || {
-        let raw = Flood::at(to);
-        (1_000..1_200).for_each(|port| raw.send_ack(nobody(port), 1, 1));
     });
     let client = watch.wait_in(&pair.client, "client", to.port());
     connected_late(&client, &pair, to.port()).nothing_else();
